@@ -1,0 +1,1 @@
+"""The ledger: every job's record in Redis, changed by fenced, atomic transitions only."""

@@ -1,0 +1,28 @@
+-- A heartbeat: renews the lease of the attempt that owns the job, and tells it what is wanted of it.
+-- ARGV: 1 id, 2 attempt, 3 nonce, 4 phase, 5 progress (JSON, '' = unchanged), 6 count as a heartbeat ('1' | '0')
+-- Returns {'ok', cancel wanted ('1' | '0'), now, lease_s} | {'lost', status}
+-- Invariant: a lease that ran out is still renewed by its own attempt as long as nobody else claimed the job; if the
+-- reaper had made the job pending already, that interruption is taken back.
+local id, attempt, nonce = ARGV[1], ARGV[2], ARGV[3]
+if not find(id) then return {'lost', 'unknown'} end
+local key = job_key(id)
+local r = redis.call('HMGET', key, 'status', 'attempt', 'nonce', 'reaped', 'lease_s', 'cancel')
+if r[2] ~= attempt or r[3] ~= nonce then return {'lost', r[1] or 'unknown'} end
+if r[1] == 'pending' and r[4] == '1' then
+  leave_queue(id)
+  redis.call('HSET', key, 'status', 'running')
+  redis.call('HDEL', key, 'reaped', 'deaths')
+  redis.call('HINCRBY', key, 'num_interruptions', -1)
+  local list = P .. 'attempts:' .. id
+  local entry = cjson.decode(redis.call('LINDEX', list, -1))
+  entry['ended'], entry['outcome'], entry['reason'], entry['message'] = nil, nil, nil, nil
+  redis.call('LSET', list, -1, cjson.encode(entry))
+elseif r[1] ~= 'running' then
+  return {'lost', r[1]}
+end
+redis.call('ZADD', P .. 'running', ts(now + num(r[5])), id)
+redis.call('HSET', key, 'phase', ARGV[4], 'heartbeat_at', ts(now))
+if ARGV[4] == 'executing' then redis.call('HSETNX', key, 'launched_at', ts(now)) end
+if ARGV[5] ~= '' then redis.call('HSET', key, 'progress', ARGV[5]) end
+if ARGV[6] == '1' then redis.call('HINCRBY', key, 'num_heartbeats', 1) end
+return {'ok', r[6] and '1' or '0', ts(now), r[5]}
