@@ -1,0 +1,97 @@
+"""Celery's view of one received job message, bent where a job differs from a task.
+
+STARTED is announced after the claim, not on arrival; terminate and cancel reach the attempt; a job given back is
+published only after Celery has recorded the RETRY. Limits: threads pool only (``kelpie_celery.pool``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+from celery.worker.request import Request
+
+from kelpie_celery.errors import LedgerUnavailable
+from kelpie_celery.gate import wake
+from kelpie_celery.running import RunningJob, Stop
+
+if TYPE_CHECKING:
+    from kelpie_celery.app import KelpieApp
+
+log = logging.getLogger(__name__)
+
+# on_accepted, the task's body and the callbacks of one request run in one pool thread, in this order.
+_thread = threading.local()
+
+
+def current_request() -> JobRequest | None:
+    """The request that this thread works on; None where Celery's bookkeeping is replayed without a message."""
+    return getattr(_thread, "request", None)
+
+
+class JobRequest(Request):
+    """A job's request.
+
+    Attributes:
+        job: The attempt, once the claim is granted.
+        slot_is_free: The next job may start although this one still uploads.
+    """
+
+    job: RunningJob | None = None
+    slot_is_free = False
+
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
+        """Note the request for this thread."""
+        _thread.request = self
+        super().on_accepted(pid, time_accepted)
+
+    def leave_thread(self) -> None:
+        """The pool's thread is done with this request."""
+        _thread.request = None
+
+    def free_slot(self) -> None:
+        """Let the worker fetch its next job."""
+        self.slot_is_free = True
+        wake()
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+        """Drop Celery's own ``task-started``: it comes before the claim."""
+        if type != "task-started":
+            super().send_event(type, **fields)
+
+    def announce_started(self) -> None:
+        """Send ``task-started`` for an attempt that was granted."""
+        super().send_event("task-started")
+
+    def announce_revoked(self) -> None:
+        """Send ``task-revoked`` for a job that was canceled."""
+        super().send_event("task-revoked", terminated=True, signum=15, expired=False)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002 - Celery's signature
+        """Cancel the attempt. Before the claim there is nothing to stop, and the ledger's flag does the rest."""
+        if self.job:
+            self.job.ask_to_stop(Stop.CANCEL)
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:  # noqa: ARG002
+        """Give the job back, as Celery asks for in a cold shutdown."""
+        if self.job:
+            self.job.ask_to_stop(Stop.SHUTDOWN)
+
+    def on_retry(self, exc_info: Any) -> None:
+        """Publish a job that was given back, after Celery's own words about it have gone out."""
+        super().on_retry(exc_info)
+        # The event waits in a buffer: without the flush Flower would hear of it after the next attempt's start.
+        eventer = self.eventer
+        try:
+            if eventer:
+                eventer.flush()
+        except Exception:
+            log.debug("events were not flushed", extra={"action": "events_unflushed"})
+        if self.job is None:
+            return
+        try:
+            cast("KelpieApp", self.app).ledger.publish(self.job.token)
+        except LedgerUnavailable:
+            # The reconciler finds it: pending, and in no list.
+            log.info("the hint goes out later", extra={"action": "publish_later", "job_id": self.id})

@@ -1,0 +1,106 @@
+"""What a Celery worker of this app does beside running tasks: hear revokes durably, pulse, hand over on SIGTERM.
+
+Limits: hooks are Celery's signals; they act on kelpie apps only and leave other apps of the process alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from kelpie_celery.canvas import JOB_TASK
+from kelpie_celery.errors import JobNotFound, LedgerUnavailable
+from kelpie_celery.gate import served_groups
+from kelpie_celery.pulse import Pulse
+
+if TYPE_CHECKING:
+    from kelpie_celery.app import KelpieApp
+
+log = logging.getLogger(__name__)
+
+_worker: dict[str, Any] = {}
+
+
+def connect() -> None:
+    """Connect the hooks; calling it again changes nothing."""
+    signals.worker_init.connect(_on_init, weak=False, dispatch_uid="kelpie-init")
+    signals.worker_ready.connect(_on_ready, weak=False, dispatch_uid="kelpie-ready")
+    signals.worker_shutting_down.connect(_on_shutting_down, weak=False, dispatch_uid="kelpie-shutting-down")
+    signals.worker_shutdown.connect(_on_shutdown, weak=False, dispatch_uid="kelpie-shutdown")
+    signals.task_revoked.connect(_on_revoked, weak=False, dispatch_uid="kelpie-revoked")
+
+
+def cancel_everywhere(app: KelpieApp, job_id: str) -> None:
+    """Cancel in the ledger, and at once in this process when the job runs here."""
+    try:
+        app.ledger.cancel(job_id, "revoked through Celery")
+    except JobNotFound:
+        return
+    except LedgerUnavailable as e:
+        log.warning("a revoke was not recorded", extra={"action": "revoke_lost", "job_id": job_id, "error": str(e)})
+    app.running.cancel(job_id)
+
+
+def _kelpie(app: Any) -> KelpieApp | None:
+    return app if hasattr(app, "ledger") and hasattr(app, "running") else None
+
+
+def _on_init(sender: Any = None, **_: Any) -> None:
+    app = _kelpie(sender.app)
+    if app is not None:
+        _worker["app"] = app
+        _make_revokes_durable(app)
+
+
+def _make_revokes_durable(app: KelpieApp) -> None:
+    """Put the ledger in front of Celery's own revoke, which lives in each worker's memory only."""
+    from celery.worker.control import Panel  # noqa: PLC0415 - heavy, and of use in workers only
+
+    original = Panel.data["revoke"]
+    if getattr(original, "is_durable", False):
+        return
+
+    def revoke(
+        state: Any, task_id: str | Iterable[str], terminate: bool = False, signal: Any = None, **more: Any
+    ) -> Any:
+        ids = [task_id] if isinstance(task_id, str) else list(task_id or ())
+        for job_id in ids:
+            cancel_everywhere(app, job_id)
+        return original(state, task_id, terminate, signal, **more)
+
+    revoke.is_durable = True  # type: ignore[attr-defined]  # marks our own wrapper
+    Panel.data["revoke"] = revoke
+
+
+def _on_ready(sender: Any = None, **_: Any) -> None:
+    app = _kelpie(sender.app)
+    if app is None:
+        return
+    groups = served_groups(app)
+    if groups:
+        _worker["pulse"] = Pulse(app, groups, sender.hostname)
+        _worker["pulse"].start()
+    if getattr(app.settings, "ready_file", None):
+        Path(app.settings.ready_file).touch()
+
+
+def _on_shutting_down(**_: Any) -> None:
+    app = _worker.get("app")
+    if app is not None:
+        app.running.shut_down()
+
+
+def _on_shutdown(**_: Any) -> None:
+    pulse = _worker.pop("pulse", None)
+    if pulse is not None:
+        pulse.stop()
+
+
+def _on_revoked(sender: Any = None, request: Any = None, **_: Any) -> None:
+    app = _worker.get("app")
+    if app is not None and request is not None and getattr(sender, "name", "") == JOB_TASK:
+        cancel_everywhere(app, request.id)
