@@ -1,0 +1,1 @@
+"""The runtime inside a GPU container: attempts, their commands, their storage."""

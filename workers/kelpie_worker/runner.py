@@ -1,0 +1,37 @@
+"""Runs attempts for the Celery task: one asyncio loop in each pool thread.
+
+Limits: created once in a worker process, when it first serves a container group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from kelpie_celery.app import KelpieApp
+from kelpie_celery.clock import SystemClock
+from kelpie_celery.ledger.types import Ending, Granted
+from kelpie_celery.running import RunningJob
+from kelpie_celery.slots import gpus_by_slot, slot_count, visible_gpus
+from kelpie_worker.places import Places
+
+
+class Runner:
+    """The runtime of a GPU worker; see ``kelpie_celery.runner.AttemptRunner``."""
+
+    def __init__(self, app: KelpieApp) -> None:
+        self._app = app
+        self._environ = dict(os.environ)
+        self.slots = slot_count(app.settings.slots, self._environ)
+        self._places = Places(gpus_by_slot(visible_gpus(self._environ), self.slots))
+
+    def run(self, granted: Granted, job: RunningJob) -> Ending:
+        """Run one attempt to its end."""
+        return asyncio.run(self._run(granted, job))
+
+    async def _run(self, granted: Granted, job: RunningJob) -> Ending:
+        # Imported with the first job: the storage side takes half a second to load, and an idle worker need not wait.
+        from kelpie_worker.attempt import Attempt, Runtime  # noqa: PLC0415
+
+        runtime = Runtime(self._app, self._places, SystemClock(), self._environ)
+        return await Attempt(runtime, granted, job).run()
