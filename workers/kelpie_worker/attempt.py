@@ -84,6 +84,10 @@ class Attempt:
         Raises:
             LeaseLost: Another attempt owns the job.
         """
+        with self._runtime.app.redactor.hiding(self._definition.environment.values()):
+            return await self._run()
+
+    async def _run(self) -> Ending:
         log.info("attempt starts", extra={"action": "attempt_started", **self._fields})
         try:
             async with asyncio.TaskGroup() as group:

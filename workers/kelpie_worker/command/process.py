@@ -1,7 +1,7 @@
 """Starts, watches and ends a job's command from asyncio.
 
-The command's parent is ``supervisor.py``; its output comes straight to this process. Limits: Linux; works in any thread's
-loop, since it neither handles signals nor asks for a child watcher.
+The command's parent is ``supervisor.py``; its output comes straight to this process. Limits: Linux; works in any
+thread's loop, since it neither handles signals nor asks for a child watcher.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class CommandExit:
 class Command:
     """A running command and its whole process tree."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], channel: socket.socket, on_line: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], channel: socket.socket, on_line: Callable[[str, str], None]
+    ) -> None:
         self.pid = 0
         self._popen, self._channel, self._on_line = popen, channel, on_line
         self._loop = asyncio.get_running_loop()
@@ -245,6 +247,8 @@ def _explained(e: _NotStarted, spec: CommandSpec) -> CommandError:
         return CommandError(text, reason="not_found")
     if e.at == "command" and e.error:
         why = os.strerror(e.error)
-        text = f"the command {name!r} cannot be executed ({why}); make it executable (chmod +x) and check its first line"
+        text = (
+            f"the command {name!r} cannot be executed ({why}); make it executable (chmod +x) and check its first line"
+        )
         return CommandError(text, reason="not_executable")
     return CommandError(f"the command {name!r} could not be started ({e.at})", reason="not_executable")

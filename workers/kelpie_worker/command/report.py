@@ -1,8 +1,8 @@
 """``KELPIE_REPORT``: a file to which a job appends JSON lines about itself.
 
 A line is an object with ``progress`` (0 to 1), ``message`` (text) and ``"commit": true`` (what lies in the checkpoint
-directory now is worth keeping). Limits: what is wrong with a line is said once and the line is dropped; at most 256 KiB are
-read at a time, the rest the next time.
+directory now is worth keeping). Limits: what is wrong with a line is said once and the line is dropped; at most 256 KiB
+are read at a time, the rest the next time.
 """
 
 from __future__ import annotations

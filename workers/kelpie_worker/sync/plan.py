@@ -1,0 +1,143 @@
+"""A job's transfers with real directories, and which directories may be touched at all.
+
+A job's directories are emptied before and after it, so one that holds more than the job's files is refused: the root,
+the system's folders, home, the working directory, and whatever lies above one of them, above Python or above kelpie's
+own scratch space.
+
+Limits: a ``local_path`` that is a symbolic link stands for the directory that it points to when the attempt starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from kelpie_celery.definition import JobDefinition
+from kelpie_celery.patterns import Pattern, compile_pattern
+from kelpie_celery.transfers import CHECKPOINT_DIR, INPUT_DIR, OUTPUT_DIR, Role, Stage, Transfer
+from kelpie_worker.sync.errors import LocalPathError
+
+_SYSTEM = frozenset(
+    Path("/", name)
+    for name in (
+        "", "bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "opt", "proc", "root", "run",
+        "sbin", "sys", "tmp", "usr", "var",
+    )
+)  # fmt: skip
+_KERNEL = (Path("/proc"), Path("/sys"))
+
+
+@dataclass(frozen=True)
+class Dirs:
+    """This worker's directories; relative ones are relative to ``workdir``."""
+
+    workdir: Path
+    input: Path
+    output: Path
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A transfer with its directory.
+
+    Attributes:
+        stage: ``before``, ``during`` or ``after`` the command.
+        role: ``input``, ``checkpoint`` or ``output``.
+        bucket: The bucket.
+        prefix: Ends in ``/``, or is empty for the whole bucket.
+        path: The directory, absolute and resolved.
+        pattern: Selects keys (``before``) or relative paths; None for all.
+        index: Position within its stage.
+    """
+
+    stage: Stage
+    role: Role
+    bucket: str
+    prefix: str
+    path: Path
+    pattern: Pattern | None = None
+    index: int = 0
+
+    def selects(self, text: str) -> bool:
+        """Whether the pattern lets a key or a relative path through."""
+        return self.pattern is None or self.pattern.matches(text)
+
+    def __str__(self) -> str:
+        matching = f" matching {self.pattern.source!r}" if self.pattern else ""
+        return f"{self.stage}[{self.index}] (bucket {self.bucket!r}, prefix {self.prefix!r}{matching})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All transfers of a job, placed."""
+
+    before: tuple[Placed, ...] = ()
+    during: tuple[Placed, ...] = ()
+    after: tuple[Placed, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[Placed, ...]:
+        """All of them."""
+        return self.before + self.during + self.after
+
+    @property
+    def paths(self) -> list[Path]:
+        """Their directories, each once."""
+        return list(dict.fromkeys(block.path for block in self.blocks))
+
+    @property
+    def roots(self) -> list[Path]:
+        """Those directories that do not lie within another one."""
+        paths = self.paths
+        return [path for path in paths if not any(other in path.parents for other in paths)]
+
+
+def place(definition: JobDefinition, dirs: Dirs, scratch: Path) -> Plan:
+    """Find the directory of each transfer.
+
+    Args:
+        definition: The job's.
+        dirs: The worker's directories.
+        scratch: Kelpie's own space.
+
+    Raises:
+        LocalPathError: A directory must not be touched; names the block and the rule.
+    """
+    transfers = definition.transfers()
+    plan = Plan(
+        before=tuple(_placed(transfer, dirs) for transfer in transfers.before),
+        during=tuple(_placed(transfer, dirs) for transfer in transfers.during),
+        after=tuple(_placed(transfer, dirs) for transfer in transfers.after),
+    )
+    for block in plan.blocks:
+        _check(block, _precious(dirs.workdir, scratch))
+    return plan
+
+
+def _placed(transfer: Transfer, dirs: Dirs) -> Placed:
+    given = {INPUT_DIR: dirs.input, OUTPUT_DIR: dirs.output, CHECKPOINT_DIR: dirs.checkpoint}
+    path = given.get(transfer.local_path, Path(transfer.local_path))
+    return Placed(
+        stage=transfer.stage, role=transfer.role, bucket=transfer.bucket, prefix=transfer.prefix, index=transfer.index,
+        path=(dirs.workdir.absolute() / path).resolve(),
+        pattern=compile_pattern(transfer.pattern) if transfer.pattern is not None else None,
+    )  # fmt: skip
+
+
+def _precious(workdir: Path, scratch: Path) -> list[Path]:
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 -- Path.home() raises where there is none
+    return [path.resolve() for path in (workdir, scratch, home, Path(sys.prefix), Path(__file__))]
+
+
+def _check(block: Placed, precious: list[Path]) -> None:
+    path = block.path
+    kernel = any(path.is_relative_to(folder) for folder in _KERNEL)
+    held = next((kept for kept in precious if kept.is_relative_to(path)), None)
+    if path in _SYSTEM or kernel or held is not None:
+        holds = f"it holds {held}" if held not in {None, path} else "it is not the job's alone"
+        raise LocalPathError(
+            f"{block}: local_path {path} is cleared between jobs, and {holds}; name a directory of its own"
+        )

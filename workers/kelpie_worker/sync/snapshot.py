@@ -1,0 +1,89 @@
+"""What a directory holds at one time, by stat: the walk that decides what changed.
+
+Regular files only. Symbolic links are not followed and not stored, nor are sockets, pipes and empty folders, nor our
+own temporary files. Two files with the same stamp are taken to be the same.
+
+Limits: a store into a page that a program has mapped for long may change a file without changing its stamp; whoever
+needs certainty reads the file (see ``stable_read`` and ``commit``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kelpie_worker.sync.errors import LocalFileError
+from kelpie_worker.sync.paths import CONTROL_SUFFIX, TEMPORARY
+
+
+class Stamp(NamedTuple):
+    """What stat says of a file; times in nanoseconds since the epoch."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """From a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def is_same_content(self, other: Stamp) -> bool:
+        """Whether both are one file, unchanged but perhaps renamed, which moves its ctime."""
+        return self[:4] == other[:4]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of a directory by relative path; ``exists`` is False where there is no directory."""
+
+    files: dict[str, Stamp]
+    exists: bool = True
+
+
+def take(directory: Path) -> Snapshot:
+    """Walk a directory.
+
+    Raises:
+        LocalFileError: Part of it cannot be read; what is hidden must not be taken for deleted.
+    """
+    if not directory.is_dir():
+        return Snapshot({}, exists=False)
+    files: dict[str, Stamp] = {}
+    pending = [("", os.fspath(directory))]
+    while pending:
+        prefix, folder = pending.pop()
+        for entry in _entries(folder):
+            _note(entry, prefix, files, pending)
+    return Snapshot(files)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # gone, or replaced, since its parent was read
+    except OSError as error:
+        raise LocalFileError(f"cannot read the folder {folder}: {error.strerror}; check its owner and mode") from error
+
+
+def _note(entry: os.DirEntry[str], prefix: str, files: dict[str, Stamp], pending: list[tuple[str, str]]) -> None:
+    relative = prefix + entry.name
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            if not entry.name.endswith(CONTROL_SUFFIX):
+                pending.append((relative + "/", entry.path))
+            return
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LocalFileError(f"cannot look at {entry.path}: {error.strerror}") from error
+    if stat.S_ISREG(status.st_mode) and not entry.name.startswith(TEMPORARY):
+        files[relative] = Stamp.of(status)
