@@ -12,7 +12,6 @@ Limits: a name is imported when it is first used, so that ``kelpie --help`` star
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,7 +91,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("kelpie-celery")
+        # Slow to import, and seldom asked for.
+        return import_module("importlib.metadata").version("kelpie-celery")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME_OF[name]), name)

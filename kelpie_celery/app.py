@@ -23,6 +23,7 @@ from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Timings
 from kelpie_celery.messages import Capture, encode
 from kelpie_celery.patience import until_the_ledger_answers
+from kelpie_celery.redaction import Redactor
 from kelpie_celery.running import RunningJobs
 from kelpie_celery.settings import Settings, load_settings
 from kelpie_celery.slots import slot_count
@@ -107,6 +108,8 @@ def ledger_timings(settings: Settings) -> Timings:
         poison_deaths=settings.poison_deaths,
         poison_window_s=settings.poison_window_s,
         tick_interval_s=settings.pulse_s,
+        # A machine gives a sign of life every fifth pulse (kelpie_celery.pulse).
+        machine_alive_s=max(5.0, 15 * settings.pulse_s),
     )
 
 
@@ -130,6 +133,7 @@ class KelpieApp(Celery):
         super().__init__(*args, **kwargs)
         self._settings = settings
         self.running = RunningJobs()
+        self.redactor = Redactor()
         self.add_defaults(lambda: celery_config(self.settings))
 
     @cached_property

@@ -15,8 +15,8 @@ KelpieError
 +-- LedgerUnavailable        Redis cannot be reached or answers with an error
 +-- StorageError             (bucket, key)
 |   +-- StorageSetupError    a user must mend it: no such bucket or object, access denied
+|   |   +-- UnsafeKey        an object key that would be written outside its directory
 |   +-- StorageUnavailable   it may pass: 5xx, time-outs, DNS, connection refused
-|   +-- UnsafeKey            an object key that would be written outside its directory
 +-- CommandError             the job's command cannot be started (reason)
 
 Limits: messages never carry an environment value or a credential of the user's (P9).
@@ -137,3 +137,10 @@ class CommandError(KelpieError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_command_error, (str(self), self.reason)
+
+
+def _rebuild_command_error(message: str, reason: str) -> CommandError:
+    return CommandError(message, reason=reason)

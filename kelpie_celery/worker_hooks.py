@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celery import signals
+from celery import current_app, signals
 
 from kelpie_celery.canvas import JOB_TASK
 from kelpie_celery.errors import JobNotFound, LedgerUnavailable
 from kelpie_celery.gate import served_groups
+from kelpie_celery.logs import configure_logging
 from kelpie_celery.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _worker: dict[str, Any] = {}
 
 def connect() -> None:
     """Connect the hooks; calling it again changes nothing."""
+    signals.setup_logging.connect(_on_setup_logging, weak=False, dispatch_uid="kelpie-logging")
     signals.worker_init.connect(_on_init, weak=False, dispatch_uid="kelpie-init")
     signals.worker_ready.connect(_on_ready, weak=False, dispatch_uid="kelpie-ready")
     signals.worker_shutting_down.connect(_on_shutting_down, weak=False, dispatch_uid="kelpie-shutting-down")
@@ -47,6 +48,17 @@ def cancel_everywhere(app: KelpieApp, job_id: str) -> None:
 
 def _kelpie(app: Any) -> KelpieApp | None:
     return app if hasattr(app, "ledger") and hasattr(app, "running") else None
+
+
+def _on_setup_logging(**_: Any) -> None:
+    # Connected, Celery leaves logging alone; its own handlers would not mask secrets.
+    app = _kelpie(current_app)
+    if app is not None:
+        app.redactor = configure_logging(app.settings.log_level, secrets=app.settings.secrets())
+        if app.settings.log_level != "debug":
+            # A line for each message and each beat would bury what a person looks for.
+            for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
+                logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _on_init(sender: Any = None, **_: Any) -> None:
@@ -84,8 +96,8 @@ def _on_ready(sender: Any = None, **_: Any) -> None:
     if groups:
         _worker["pulse"] = Pulse(app, groups, sender.hostname)
         _worker["pulse"].start()
-    if getattr(app.settings, "ready_file", None):
-        Path(app.settings.ready_file).touch()
+    if app.settings.ready_file:
+        app.settings.ready_file.touch()
 
 
 def _on_shutting_down(**_: Any) -> None:

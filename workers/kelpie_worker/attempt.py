@@ -116,15 +116,15 @@ class Attempt:
 
     async def _life(self) -> Ending:
         with tempfile.TemporaryDirectory(prefix="kelpie-", ignore_cleanup_errors=True) as scratch:
-            async with self._open_sync(Path(scratch)) as sync:
-                try:
+            try:
+                async with self._open_sync(Path(scratch)) as sync:
                     return await self._pipeline(sync, JobFiles(Path(scratch)))
-                except Stopped as stopped:
-                    return self._stopped(stopped.why)
-                except LeaseLost:
-                    raise
-                except KelpieError as e:
-                    return endings.of_error(e, self._delay_s)
+            except Stopped as stopped:
+                return self._stopped(stopped.why)
+            except LeaseLost:
+                raise
+            except KelpieError as e:
+                return endings.of_error(e, self._delay_s)
 
     def _open_sync(self, scratch: Path) -> SyncSession:
         s, token = self._settings, self._granted.token
@@ -246,10 +246,10 @@ class Attempt:
 
     async def _upload(self, sync: SyncSession, place: Place) -> Ending:
         await sync.commit("exit")
-        sync.move_outputs_aside()
-        # The outputs are out of the next job's way: it may start while they go up.
-        place.leave()
-        self._job.free_slot()
+        if sync.move_outputs_aside():
+            # The outputs are out of the next job's way: it may start while they go up.
+            place.leave()
+            self._job.free_slot()
         listing = await sync.upload_outputs()
         result = {
             "job_id": self._granted.token.job_id,

@@ -13,6 +13,7 @@ from kelpie_celery.clock import SystemClock
 from kelpie_celery.ledger.types import Ending, Granted
 from kelpie_celery.running import RunningJob
 from kelpie_celery.slots import gpus_by_slot, slot_count, visible_gpus
+from kelpie_worker.attempt import Attempt, Runtime
 from kelpie_worker.places import Places
 
 
@@ -30,8 +31,5 @@ class Runner:
         return asyncio.run(self._run(granted, job))
 
     async def _run(self, granted: Granted, job: RunningJob) -> Ending:
-        # Imported with the first job: the storage side takes half a second to load, and an idle worker need not wait.
-        from kelpie_worker.attempt import Attempt, Runtime  # noqa: PLC0415
-
         runtime = Runtime(self._app, self._places, SystemClock(), self._environ)
         return await Attempt(runtime, granted, job).run()

@@ -40,7 +40,6 @@ end
 -- Puts a hint on the queue. The delivery tag carries the time, which is the reconciler's watermark.
 local function publish(id)
   local r = redis.call('HMGET', job_key(id), 'message', 'queue', 'priority')
-  if not r[1] then return end  -- no record: an error here would end every later maintenance of the group
   local at = string.find(r[1], '@KELPIE_TAG@', 1, true)
   local tag = ts(now) .. '.' .. id
   redis.call('LPUSH', r[2], string.sub(r[1], 1, at - 1) .. tag .. string.sub(r[1], at + 12))

@@ -7,5 +7,4 @@ local before = redis.call('HMGET', job_key(id), 'commit', 'committed_in')
 if before[1] == ARGV[4] and before[2] == ARGV[2] then return 1 end  -- its answer was lost
 redis.call('HSET', job_key(id), 'commit', ARGV[4], 'committed_in', ARGV[2], 'committed_at', ts(now))
 redis.call('HINCRBY', job_key(id), 'num_commits', 1)
-redis.call('HDEL', job_key(id), 'deaths')
 return 1

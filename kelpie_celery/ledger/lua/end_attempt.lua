@@ -5,13 +5,14 @@
 --       12 retention (s), 13 ban time of the machine after a failure (s, 0 = none)
 -- Returns {status of the job now, num_failures} | {'cancel'} | {'stale', status}
 --   'cancel': completion is refused because a cancel was accepted before; end it as canceled.
--- Invariant: takes effect once; asked again by the same attempt (the answer was lost), it answers the same.
+-- Invariant: takes effect once; asked again by the same attempt (the answer was lost), it answers the same, unless the job
+-- has moved on since: then nothing may be told of it that Celery would take for the latest news.
 local id, attempt, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not find(id) then return {'stale', 'unknown'} end
 local key = job_key(id)
 if not owns(id, attempt, nonce) then
   local r = redis.call('HMGET', key, 'released', 'released_as', 'num_failures', 'status')
-  if r[1] == nonce then return {r[2], r[3] or '0'} end
+  if r[1] == nonce and r[2] == r[4] then return {r[2], r[3] or '0'} end
   return {'stale', r[4]}
 end
 local cancel = redis.call('HGET', key, 'cancel')

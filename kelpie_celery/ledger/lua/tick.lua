@@ -15,13 +15,16 @@ local state = redis.call('HMGET', P .. 'tick', 'last', 'amnesty_from', 'hold_fro
 local since_s = now - num(state[5])
 if since_s >= 0 and since_s < num(ARGV[3]) then return {'busy'} end
 local gap_s, amnesty_from, hold_from = state[1] and now - num(state[1]) or 0, math.min(num(state[2]), now), math.min(num(state[3]), now)
--- Nobody looked for unusually long, and not every caller can know why (a tick that was under way when the server froze
--- does not): live holders are given a moment to renew first. Twice the last gap: ticks that are always rare must reap too.
-if gap_s > 10 and (ARGV[6] == '1' or gap_s > 2 * num(state[4]) + 5) then
+-- A caller that has just started cannot tell an outage from a group that nobody served: when nobody looked for a while,
+-- live holders are given a moment to renew first. To one that was here before, the same is an outage, whatever it noticed
+-- (a tick that was under way when the server froze knows of none). Twice the last gap: ticks that are always rare reap too.
+local unusual = gap_s > 10 and gap_s > 2 * num(state[4]) + 5
+if gap_s > 10 and ARGV[6] == '1' then
   hold_from = now
   redis.call('HSET', P .. 'tick', 'hold_from', ts(now))
 end
-if ARGV[5] == '1' and (not state[1] or gap_s > 5 or gap_s < 0 or now - hold_from < 10) then
+if ARGV[6] ~= '1' and unusual
+  or ARGV[5] == '1' and (not state[1] or gap_s > 5 or gap_s < 0 or now - hold_from < 10) then
   amnesty_from = now
   redis.call('HSET', P .. 'tick', 'amnesty_from', ts(now))
 end

@@ -4,8 +4,8 @@ It starts the command in a session of its own, passes signals on to the whole tr
 has ended or its channel to the worker closes, which is what a worker that was killed does. It is a subreaper, so that
 grandchildren which left the session or lost their parent are still found among its descendants.
 
-Channel (a stream socket, its number in argv[1]). To here: 4 bytes of length and the JSON ``{argv, env, cwd}`` once,
-then a line with a signal's number for each order. From here: JSON lines ``{"pid"}``, then ``{"exit"}`` or ``{"signal"}``, or
+Channel: a stream socket, its number in argv[1]. To here: 4 bytes of length and the JSON ``{argv, env, cwd}`` once, then
+a line with a signal's number for each order. From here: JSON lines ``{"pid"}``, then ``{"exit"}`` or ``{"signal"}``, or
 ``{"error", "at"}`` when the command could not be started; it closes when nothing of the tree is left.
 
 Limits: Linux (prctl, /proc); standard library only, since it runs with ``-I -S``.

@@ -216,9 +216,7 @@ class PlainCommit:
     def _complain(self, error: Exception) -> None:
         if str(error) != self._complained:
             self._complained = str(error)
-            log.warning(
-                "a checkpoint could not be stored yet", extra={"action": "commit_delayed", "error": str(error)}
-            )
+            log.warning("a checkpoint could not be stored yet", extra={"action": "commit_delayed", "error": str(error)})
 
     async def _look(self) -> None:
         await self._fence.trusted()
@@ -238,7 +236,7 @@ class PlainCommit:
                 await self._sender.send(due.outputs, copy_first=True)
         self._warn_if_late(due, now_s)
 
-    def _survey(self, now_s: float, asked: bool) -> _Due:  # noqa: FBT001 -- runs in a thread, by partial
+    def _survey(self, now_s: float, asked: bool) -> _Due:
         """Look, compare, and decide; all that costs CPU, so that it can be counted."""
         began_s = time.thread_time()
         snapshots = self._take_all()

@@ -256,4 +256,3 @@ def check_room(needed_bytes: dict[Path, int]) -> None:
         if needed > free:
             names = ", ".join(str(directory) for directory in directories)
             raise DiskFull(f"{names}: {needed} bytes are to be brought down, {free} are free; use a larger disk")
-

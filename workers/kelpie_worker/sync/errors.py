@@ -46,6 +46,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            raise  # not the file system's, but a library's that builds on OSError, as gzip's
         if error.errno in _FULL:
             raise DiskFull(f"the disk is full while writing {path}; use machines with a larger disk") from error
         raise LocalFileError(f"cannot use {path}: {error.strerror}; check its folder's owner and mode") from error

@@ -117,9 +117,7 @@ class KnownFiles:
         """It is not on the storage any more."""
         self._by_address.pop(address, None)
 
-    def differences(
-        self, blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool
-    ) -> Differences:
+    def differences(self, blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool) -> Differences:
         """What differs between the disk and the storage.
 
         Args:
@@ -144,9 +142,7 @@ class KnownFiles:
         return known is None or known.stamp != file.stamp
 
 
-def wanted(
-    blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool
-) -> dict[Address, LocalFile]:
+def wanted(blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool) -> dict[Address, LocalFile]:
     """Every file that is to be on the storage, by where.
 
     Raises:
@@ -173,7 +169,7 @@ def _key(block: Placed, relative: str, *, pack: bool) -> str:
     return key
 
 
-def _is_gone(known: KnownFile, snapshot: Snapshot, pack: bool) -> bool:  # noqa: FBT001 -- two callers, one line each
+def _is_gone(known: KnownFile, snapshot: Snapshot, pack: bool) -> bool:
     """Whether an object's file was deleted, or is stored under another key now.
 
     Where the whole directory is missing, or the pattern hides the file, nothing is said about it.

@@ -60,9 +60,7 @@ class ObjectStore(Protocol):
     async def head(self, bucket: str, key: str) -> StoredObject | None:
         """One object, or None when there is none."""
 
-    async def fetch(
-        self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int
-    ) -> None:
+    async def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
         """Hand ``length_bytes`` of the object, from ``start_byte``, to ``sink``.
 
         Raises:

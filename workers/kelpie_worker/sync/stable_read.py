@@ -237,5 +237,3 @@ def space_for_copies(folder: Path) -> int:
     with disk_errors(folder):
         status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize // 2
-
-

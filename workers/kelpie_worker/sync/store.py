@@ -49,14 +49,19 @@ async def open_store(config: StorageConfig, clock: Clock | None = None) -> Async
     # With awscrt installed botocore would switch to its slower signer.
     os.environ.setdefault("BOTO_DISABLE_CRT", "true")
     from aiobotocore.config import AioConfig  # noqa: PLC0415 -- see the module's docstring
-    from aiobotocore.session import get_session  # noqa: PLC0415
+    from aiobotocore.session import AioSession  # noqa: PLC0415
 
     from kelpie_worker.sync.wire import Wire  # noqa: PLC0415
 
-    session = get_session()
+    if not config.access_key or not config.secret_key:
+        raise StorageSetupError(
+            "the storage cannot be reached without credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            bucket="",
+        )
+    # A profile or a file of the machine's, which belongs to a stranger, has no say in where the data goes.
+    session = AioSession({"profile": (None, None, None, None), "config_file": (None, None, os.devnull, None)})
     client = session.create_client(
         "s3", endpoint_url=config.endpoint_url, region_name=config.region,
-        # Empty credentials must not make botocore look for others on the machine, which belongs to a stranger.
         aws_access_key_id=config.access_key, aws_secret_access_key=config.secret_key,
         aws_session_token=config.session_token,
         config=AioConfig(
@@ -109,9 +114,7 @@ class S3Store:
             raise
         return StoredObject(key, found["ContentLength"], found["ETag"].strip('"'))
 
-    async def fetch(
-        self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int
-    ) -> None:
+    async def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
         """A range of an object; tried once, since what arrived has been handed over."""
         headers = {"If-Match": f'"{etag}"'}
         if length_bytes:

@@ -41,7 +41,8 @@ async def missing(store: ObjectStore, expected: Iterable[Expected]) -> list[tupl
         for bucket, prefix in dict.fromkeys((bucket, prefix) for bucket, prefix, _ in expected):
             async for present in store.list(bucket, prefix):
                 found[bucket, present.key] = present
-    return [(bucket, wanted.key) for bucket, _, wanted in expected if not _same(found.get((bucket, wanted.key)), wanted)]
+    addressed = [((bucket, wanted.key), wanted) for bucket, _, wanted in expected]
+    return [address for address, wanted in addressed if not _same(found.get(address), wanted)]
 
 
 def _same(present: StoredObject | None, wanted: StoredObject) -> bool:

@@ -1,0 +1,76 @@
+# make demo    the main job, end to end, on this machine
+# make test    all tests                     (make test-unit: the fast ones)
+# make check   lint, formatting, types, import contracts
+# make bench   the benchmarks                (ONLY=name: one of them)
+#
+# Each sets up .venv by itself. It needs make and a Python >= 3.11 with venv; PYTHON=/path/to/python3 names another.
+# PYTEST_ARGS is passed on to pytest, WORKERS is the number of test processes.
+
+PYTHON ?=
+PYTEST_ARGS ?=
+ONLY ?=
+WORKERS ?= 3
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+SOURCES := kelpie_celery workers/kelpie_worker scaler/kelpie_scaler tests $(wildcard benchmarks)
+SLOW_TESTS := $(wildcard tests/contract tests/integration tests/acceptance)
+
+# One thing at a time, also under make -j: both `check` and `test` would set up the same .venv otherwise.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-slow check bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@set -eu; \
+	seen=; python=; \
+	for candidate in $(if $(PYTHON),'$(PYTHON)',python3 python3.14 python3.13 python3.12 python3.11); do \
+	  version=$$("$$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	  seen="$$seen$$candidate is $$version; "; \
+	  "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || continue; \
+	  if ! "$$candidate" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    seen="$$seen(without venv; on Debian and Ubuntu: apt install python$$version-venv) "; continue; \
+	  fi; \
+	  python=$$candidate; break; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "no Python >= 3.11 with venv here. Seen: $${seen:-none }- name one: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; \
+	fi; \
+	if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo "setting up $(VENV) with $$python ($$version)"; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi; \
+	echo "installing kelpie-celery and what it needs into $(VENV) (once; about a minute)"; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'; \
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m kelpie_celery.demo
+
+test: test-unit test-slow
+
+test-unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(SLOW_TESTS) -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ONLY)
+
+clean:
+	rm -rf $(VENV) .kelpie bench.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

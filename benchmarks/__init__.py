@@ -1,0 +1,1 @@
+"""What kelpie-celery costs, measured against what it is to cost: ``python -m benchmarks [NAME]``."""

@@ -1,0 +1,88 @@
+"""Storages for the suites of the storage side: one in memory and a real server, one suite for both."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kelpie_celery.patterns import compile_pattern
+from kelpie_celery.transfers import Role, Stage
+from kelpie_worker.sync.bodies import BytesBody
+from kelpie_worker.sync.config import StorageConfig
+from kelpie_worker.sync.object_store import ObjectStore
+from kelpie_worker.sync.plan import Placed
+from kelpie_worker.sync.store import open_store
+from tests.contract.fakes_s3 import HandFence, MemoryStore
+
+
+def config_of(env: dict[str, str], **changes: float) -> StorageConfig:
+    """The configuration of a local server."""
+    return StorageConfig(
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        access_key=env["AWS_ACCESS_KEY_ID"],
+        secret_key=env["AWS_SECRET_ACCESS_KEY"],
+        **changes,  # type: ignore[arg-type]  # all of the tests' are floats
+    )
+
+
+@dataclass
+class Shelf:
+    """A storage with an empty bucket, and short ways to look at it."""
+
+    store: ObjectStore
+    bucket: str
+    fence: HandFence
+
+    async def seed(self, key: str, data: bytes = b"") -> None:
+        await self.store.put(self.bucket, key, BytesBody(data), HandFence())
+
+    async def content(self, key: str) -> bytes:
+        found = await self.store.head(self.bucket, key)
+        assert found is not None, f"{key} is not there"
+        data = bytearray()
+
+        async def take(chunk: bytes) -> None:
+            data.extend(chunk)
+
+        await self.store.fetch(
+            self.bucket, key, take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes
+        )
+        return bytes(data)
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        return sorted([found.key async for found in self.store.list(self.bucket, prefix)])
+
+    def block(
+        self, path: Path, prefix: str = "p/", *, role: Role = "checkpoint", stage: Stage = "during",
+        pattern: str | None = None,
+    ) -> Placed:  # fmt: skip
+        compiled = compile_pattern(pattern) if pattern else None
+        return Placed(stage, role, self.bucket, prefix, path, compiled)
+
+
+@pytest.fixture
+def fence() -> HandFence:
+    return HandFence()
+
+
+@pytest.fixture(params=["memory", "seaweed"])
+async def shelf(request: pytest.FixtureRequest, fence: HandFence) -> AsyncIterator[Shelf]:
+    """A storage with an empty bucket."""
+    if request.param == "memory":
+        bucket = f"memory-{uuid.uuid4().hex[:8]}"
+        yield Shelf(MemoryStore(bucket), bucket, fence)
+        return
+    bucket = request.getfixturevalue("s3_bucket")
+    env = request.getfixturevalue("s3_server").env()
+    async with open_store(config_of(env)) as store:
+        yield Shelf(store, bucket, fence)
+
+
+@pytest.fixture
+def memory() -> MemoryStore:
+    """A storage in memory, for what a real server cannot be brought to do."""
+    return MemoryStore("bucket")

@@ -1,0 +1,176 @@
+"""What every object storage must do, in memory and for real."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from kelpie_celery.errors import LeaseLost, StorageSetupError, StorageUnavailable
+from kelpie_worker.sync.bodies import BytesBody
+from kelpie_worker.sync.object_store import ObjectChanged
+from tests.contract.conftest import Shelf
+
+MIB = 1024 * 1024
+ODD_KEYS = ["a b+c%d.txt", "ünïcödé/日本", "line\nbreak", "a/b/c.txt", "a/bc/d.txt", "~tilde*(x)'!;:@&=$,?#"]
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+async def test_an_object_comes_back_as_it_was_put_whatever_its_key(shelf: Shelf, key: str) -> None:
+    await shelf.seed(key, b"content")
+    assert await shelf.content(key) == b"content"
+    assert await shelf.keys() == [key]
+
+
+async def test_an_empty_object_is_an_object(shelf: Shelf) -> None:
+    await shelf.seed("empty")
+    assert await shelf.content("empty") == b""
+
+
+async def test_put_tells_the_size_and_etag_that_head_and_list_tell(shelf: Shelf) -> None:
+    put = await shelf.store.put(shelf.bucket, "k", BytesBody(b"12345"), shelf.fence)
+    assert put.size_bytes == 5
+    assert put.etag == hashlib.md5(b"12345").hexdigest()
+    assert await shelf.store.head(shelf.bucket, "k") == put
+    assert [found async for found in shelf.store.list(shelf.bucket, "")] == [put]
+
+
+async def test_list_finds_what_begins_with_the_prefix_and_nothing_else(shelf: Shelf) -> None:
+    for key in ("a/b/1", "a/b/2/3", "a/bc/4", "a/b-old/5"):
+        await shelf.seed(key, b"x")
+    assert await shelf.keys("a/b/") == ["a/b/1", "a/b/2/3"]
+
+
+async def test_list_finds_more_than_one_page(shelf: Shelf) -> None:
+    keys = [f"many/{number:04}" for number in range(1100)]
+    free = asyncio.Semaphore(16)
+
+    async def seed(key: str) -> None:
+        async with free:
+            await shelf.seed(key, b"x")
+
+    await asyncio.gather(*(seed(key) for key in keys))
+    assert await shelf.keys("many/") == keys
+
+
+async def test_what_does_not_exist_has_no_head(shelf: Shelf) -> None:
+    assert await shelf.store.head(shelf.bucket, "nothing") is None
+
+
+async def test_fetching_what_does_not_exist_names_bucket_and_key(shelf: Shelf) -> None:
+    with pytest.raises(StorageSetupError, match="nothing") as caught:
+        await shelf.store.fetch(shelf.bucket, "nothing", _drop, etag="0" * 32, start_byte=0, length_bytes=1)
+    assert (caught.value.bucket, caught.value.key) == (shelf.bucket, "nothing")
+
+
+async def test_a_bucket_that_does_not_exist_is_a_mistake_in_the_set_up(shelf: Shelf) -> None:
+    with pytest.raises(StorageSetupError, match="no-such-bucket"):
+        _ = [found async for found in shelf.store.list("no-such-bucket", "p/")]
+    with pytest.raises(StorageSetupError, match="no-such-bucket"):
+        await shelf.store.put("no-such-bucket", "k", BytesBody(b"x"), shelf.fence)
+
+
+async def test_a_range_of_an_object_can_be_fetched(shelf: Shelf) -> None:
+    await shelf.seed("k", b"0123456789")
+    found = await shelf.store.head(shelf.bucket, "k")
+    assert found is not None
+    parts: list[bytes] = []
+
+    async def take(chunk: bytes) -> None:
+        parts.append(chunk)
+
+    await shelf.store.fetch(shelf.bucket, "k", take, etag=found.etag, start_byte=3, length_bytes=4)
+    assert b"".join(parts) == b"3456"
+
+
+async def test_an_object_that_was_replaced_since_it_was_listed_is_not_mixed_up(shelf: Shelf) -> None:
+    await shelf.seed("k", b"old")
+    old = await shelf.store.head(shelf.bucket, "k")
+    await shelf.seed("k", b"new")
+    assert old is not None
+    with pytest.raises(ObjectChanged):
+        await shelf.store.fetch(shelf.bucket, "k", _drop, etag=old.etag, start_byte=0, length_bytes=3)
+
+
+async def test_a_deleted_object_is_gone_and_deleting_it_again_is_no_error(shelf: Shelf) -> None:
+    await shelf.seed("k", b"x")
+    await shelf.store.delete(shelf.bucket, "k", shelf.fence)
+    await shelf.store.delete(shelf.bucket, "k", shelf.fence)
+    assert await shelf.keys() == []
+
+
+async def test_parts_are_invisible_until_they_are_completed(shelf: Shelf) -> None:
+    upload_id = await shelf.store.begin(shelf.bucket, "big")
+    bodies = [BytesBody(b"a" * 5 * MIB), BytesBody(b"tail")]
+    etags = [
+        await shelf.store.put_part(shelf.bucket, "big", upload_id, number, body) for number, body in enumerate(bodies, 1)
+    ]
+    assert await shelf.keys() == []
+    stored = await shelf.store.complete(shelf.bucket, "big", upload_id, etags, shelf.fence)
+    assert stored.size_bytes == 5 * MIB + 4
+    assert await shelf.content("big") == b"a" * 5 * MIB + b"tail"
+    assert await shelf.store.head(shelf.bucket, "big") == stored
+
+
+async def test_an_aborted_upload_leaves_nothing_and_can_be_aborted_again(shelf: Shelf) -> None:
+    upload_id = await shelf.store.begin(shelf.bucket, "big")
+    await shelf.store.put_part(shelf.bucket, "big", upload_id, 1, BytesBody(b"x"))
+    await shelf.store.abort(shelf.bucket, "big", upload_id)
+    await shelf.store.abort(shelf.bucket, "big", upload_id)
+    assert await shelf.keys() == []
+
+
+@pytest.mark.parametrize("operation", ["put", "delete", "complete"])
+async def test_nothing_becomes_visible_while_the_attempt_is_muted(shelf: Shelf, operation: str) -> None:
+    await shelf.seed("k", b"before")
+    upload_id = await shelf.store.begin(shelf.bucket, "k")
+    etag = await shelf.store.put_part(shelf.bucket, "k", upload_id, 1, BytesBody(b"after"))
+    shelf.fence.mute()
+    work = {
+        "put": lambda: shelf.store.put(shelf.bucket, "k", BytesBody(b"after"), shelf.fence),
+        "delete": lambda: shelf.store.delete(shelf.bucket, "k", shelf.fence),
+        "complete": lambda: shelf.store.complete(shelf.bucket, "k", upload_id, [etag], shelf.fence),
+    }[operation]()
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task}, timeout=0.3)
+    assert not task.done()
+    assert await shelf.content("k") == b"before"
+    shelf.fence.unmute()
+    await asyncio.wait_for(task, 10)
+    assert await shelf.store.head(shelf.bucket, "k") is None or await shelf.content("k") == b"after"
+
+
+async def test_an_attempt_that_lost_its_job_makes_nothing_visible(shelf: Shelf) -> None:
+    shelf.fence.lose()
+    with pytest.raises(LeaseLost):
+        await shelf.store.put(shelf.bucket, "k", BytesBody(b"x"), shelf.fence)
+    assert await shelf.keys() == []
+
+
+class _MutingBody(BytesBody):
+    """Mutes its fence before its last piece is taken."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(b"x" * 3 * MIB)
+        self._shelf = shelf
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in super().chunks():
+            sent += len(chunk)
+            if sent >= 2 * MIB:
+                self._shelf.fence.lose()
+            yield chunk
+
+
+async def test_a_body_is_broken_off_when_the_trust_runs_out_under_way(shelf: Shelf) -> None:
+    with pytest.raises((LeaseLost, StorageUnavailable)):
+        await shelf.store.put(shelf.bucket, "k", _MutingBody(shelf), shelf.fence)
+    await asyncio.sleep(0.2)
+    assert await shelf.keys() == []
+
+
+async def _drop(_: bytes) -> None:
+    pass

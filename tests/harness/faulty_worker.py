@@ -1,0 +1,120 @@
+"""``kelpie-worker`` that dies, or stands still, at exact points of its pipeline; see ``faults.py``.
+
+The product knows nothing of this: its functions are wrapped here, in the process that the tests start.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kelpie_celery.ledger.ledger import Ledger
+from kelpie_celery.ledger.types import Granted
+from kelpie_worker.entrypoint import main
+from kelpie_worker.sync.session import SyncSession
+from kelpie_worker.sync.store import S3Store
+
+FOLDER = Path(os.environ["TEST_FAULTS"])
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+# The job that this worker claimed last, by its tag "name"; the tests use one slot.
+_job = ""
+_stage = ""
+
+
+def reached(point: str) -> None:
+    """Die or stop here if a test armed this point, for all jobs or for this one."""
+    if not point:
+        return
+    for file in (FOLDER / f"{point}.{_job}", FOLDER / point):
+        taken = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            file.rename(taken)  # one worker takes it
+        except FileNotFoundError:
+            continue
+        action = taken.read_text()
+        taken.unlink()
+        os.kill(os.getpid(), SIGNALS[action])
+
+
+def claim(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``after_claim``."""
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        global _job  # noqa: PLW0603 - one slot, one job
+        answer = original(*args, **kwargs)
+        if isinstance(answer, Granted):
+            _job = json.loads(answer.definition).get("tags", {}).get("name", "")
+            reached("after_claim")
+        return answer
+
+    return wrapped
+
+
+def end_attempt(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``before_report`` and ``after_completed``."""
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        reached("before_report")
+        answer = original(*args, **kwargs)
+        if answer == "completed":
+            reached("after_completed")
+        return answer
+
+    return wrapped
+
+
+def staged(name: str, before: str = "", after: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A step of the session: its name while it runs, and points before and after it."""
+
+    def decorate(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            global _stage  # noqa: PLW0603 - one slot, one job
+            reached(before)
+            _stage = name
+            try:
+                answer = await original(*args, **kwargs)
+            finally:
+                _stage = ""
+            reached(after)
+            return answer
+
+        return wrapped
+
+    return decorate
+
+
+def request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``in_STAGE``: before the second request with a body of a step, so after some of it is done."""
+    seen: dict[str, int] = {}
+
+    @functools.wraps(original)
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        stage = _stage
+        if stage:
+            seen[stage] = seen.get(stage, 0) + 1
+            if seen[stage] > 1:
+                reached(f"in_{stage}")
+        return await original(*args, **kwargs)
+
+    return wrapped
+
+
+Ledger.claim = claim(Ledger.claim)  # type: ignore[method-assign]
+Ledger.end_attempt = end_attempt(Ledger.end_attempt)  # type: ignore[method-assign]
+SyncSession.restore = staged("restore")(SyncSession.restore)  # type: ignore[method-assign]
+SyncSession.upload_outputs = staged("upload", "before_upload", "after_upload")(SyncSession.upload_outputs)  # type: ignore[method-assign]
+SyncSession.write_marker = staged("marker", "before_marker", "after_marker")(SyncSession.write_marker)  # type: ignore[method-assign]
+S3Store.fetch = request(S3Store.fetch)  # type: ignore[method-assign]
+S3Store.put = request(S3Store.put)  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    main()

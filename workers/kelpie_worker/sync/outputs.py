@@ -1,0 +1,187 @@
+"""The final upload: everything that the ``after`` blocks' directories hold, verified, or an error.
+
+What went up while the command ran is not sent again, if its content is still the same. A directory that does not exist
+counts as empty, with a warning. Limits: nothing is deleted on the storage; an earlier attempt may have left objects
+that this one did not write: the listing says which are the job's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kelpie_celery.errors import StorageUnavailable
+from kelpie_worker.sync.bodies import FileChanged
+from kelpie_worker.sync.fence import Fence
+from kelpie_worker.sync.known import Address, KnownFile, KnownFiles, LocalFile, wanted
+from kelpie_worker.sync.object_store import ObjectStore
+from kelpie_worker.sync.plan import Placed
+from kelpie_worker.sync.progress import Meter, OnProgress
+from kelpie_worker.sync.retry import Patience
+from kelpie_worker.sync.snapshot import Snapshot, take
+from kelpie_worker.sync.stable_read import capture, digest
+from kelpie_worker.sync.threads import in_thread, run_bounded
+from kelpie_worker.sync.upload import PARTS_AT_ONCE, Uploader
+from kelpie_worker.sync.verify import missing
+
+log = logging.getLogger(__name__)
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One object of a job's outputs; ``sha256`` (hex) is of the object as it is stored."""
+
+    bucket: str
+    key: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class OutputListing:
+    """All outputs of a job.
+
+    Attributes:
+        files: By bucket and key.
+        bucket: Where the listing itself is stored; empty when there is none.
+        key: Likewise.
+    """
+
+    files: tuple[OutputFile, ...] = ()
+    bucket: str = ""
+    key: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all of them."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the listing as it is stored."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """The listing as it is stored: the same for the same outputs."""
+        rows = [{"bucket": f.bucket, "key": f.key, "size": f.size_bytes, "sha256": f.sha256} for f in self.files]
+        return json.dumps({"version": 1, "files": rows}, sort_keys=True, separators=(",", ":")).encode()
+
+    def summary(self) -> dict[str, Any]:
+        """A few words for a job's record."""
+        where = {"listing": f"s3://{self.bucket}/{self.key}"} if self.key else {}
+        return {"files": len(self.files), "bytes": self.total_bytes, "sha256": self.digest, **where}
+
+
+class Outputs:
+    """Sends the outputs of one attempt.
+
+    Args:
+        store: The storage.
+        fence: Of the attempt.
+        known: What went up while the command ran.
+        where: Where the content of a directory is now.
+        scratch: For what is packed.
+        pack: Whether files are gzipped.
+        give_up_s: Patience with a storage that gives no sign of life, seconds.
+        meter: Counts what is sent.
+        on_progress: Told every ten seconds.
+    """
+
+    def __init__(
+        self, store: ObjectStore, fence: Fence, known: KnownFiles, where: Callable[[Path], Path], scratch: Path, *,
+        pack: bool, give_up_s: float, meter: Meter, on_progress: OnProgress | None,
+    ) -> None:  # fmt: skip
+        self._store, self._known, self._where = store, known, where
+        self._scratch, self._pack, self._on_progress = scratch, pack, on_progress
+        self._meter = Meter("outputs", parent=meter)
+        self._patience = Patience(give_up_s, "outputs_wait")
+        self._uploader = Uploader(store, fence, self._sent)
+        self._done: dict[Address, KnownFile] = {}
+
+    def _sent(self, count: int) -> None:
+        self._patience.sign_of_life()
+        self._meter.add(count)
+
+    async def upload(self, blocks: Sequence[Placed]) -> tuple[OutputFile, ...]:
+        """Send everything.
+
+        Raises:
+            StorageSetupError: The storage refuses for good.
+            StorageUnavailable: It stayed away.
+            LocalFileError: A file cannot be read.
+            LeaseLost: The attempt lost its job.
+        """
+        began_s = asyncio.get_running_loop().time()
+        snapshots = await in_thread(lambda: {block.path: self._take(block) for block in blocks})
+        files = wanted(blocks, snapshots, pack=self._pack)
+        self._meter.total_bytes = sum(file.stamp.size_bytes for file in files.values())
+        async with self._meter.reporting(self._on_progress):
+            for _ in range(_ROUNDS):
+                await run_bounded(files.values(), self._persist, PARTS_AT_ONCE)
+                if not await self._patience.persist(self._lost):
+                    break
+            else:
+                raise StorageUnavailable("outputs go missing on the storage as fast as they are stored", bucket="")
+        stored = tuple(
+            OutputFile(bucket, key, done.object.size_bytes, done.sent_sha256)
+            for (bucket, key), done in sorted(self._done.items())
+        )
+        log.info(
+            "outputs stored",
+            extra={"action": "outputs_stored", "files": len(stored), "bytes": sum(file.size_bytes for file in stored),
+                   "duration_s": round(asyncio.get_running_loop().time() - began_s, 3)},
+        )  # fmt: skip
+        return stored
+
+    def _take(self, block: Placed) -> Snapshot:
+        snapshot = take(self._where(block.path))
+        if not snapshot.exists:
+            log.warning(
+                "an output directory does not exist; nothing is stored for it",
+                extra={"action": "output_missing", "path": str(block.path)},
+            )
+        return snapshot
+
+    async def _persist(self, file: LocalFile) -> None:
+        if file.address not in self._done:
+            await self._patience.persist(partial(self._store_one, file))
+
+    async def _store_one(self, file: LocalFile) -> None:
+        path = self._where(file.block.path) / file.relative
+        known = self._known.get(file.address)
+        if known and known.stamp and known.stamp.is_same_content(file.stamp) and await _is_still(path, known):
+            self._done[file.address] = known
+            return
+        copy_to = self._scratch / f"output-{len(self._done)}-{file.stamp.inode}" if self._pack else None
+        captured = await capture(path, copy_to=copy_to, pack=self._pack)
+        try:
+            stored = await self._uploader.upload(captured, *file.address)
+        finally:
+            captured.close()
+        self._done[file.address] = KnownFile(
+            file.block, file.relative, stored.object, captured.stamp, captured.source_sha256, stored.sent.sha256
+        )
+
+    async def _lost(self) -> bool:
+        expected = [(bucket, done.block.prefix, done.object) for (bucket, _), done in self._done.items()]
+        lost = await missing(self._store, expected)
+        for address in lost:
+            del self._done[address]
+            self._known.forget(address)
+        return bool(lost)
+
+
+async def _is_still(path: Path, known: KnownFile) -> bool:
+    try:
+        return bool(known.source_sha256) and (await digest(path)).sha256 == known.source_sha256
+    except FileChanged:
+        return False
