@@ -25,13 +25,14 @@ PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {
     "worker": worker.measure,
 }
 RESULT = "bench.json"
+WIDTH = 140  # of the table where there is no terminal to ask
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(PARTS)), metavar=f"[{'|'.join(PARTS)}]...")
 def main(names: tuple[str, ...]) -> None:
     """Measure all parts, or those that are named."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     found: list[Figure] = []
     for name in names or PARTS:
         took_s = stage.seconds(lambda part=name: found.extend(_run(part)))  # type: ignore[misc]  # mypy cannot infer a lambda with a default

@@ -7,6 +7,7 @@ the six bucket fields. Limits: loopback, one machine; the client shares the core
 from __future__ import annotations
 
 import dataclasses
+import math
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,4 +108,4 @@ def seconds(work: Callable[[], object]) -> float:
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that ``share`` of them do not exceed (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

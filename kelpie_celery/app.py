@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # A name, not an import: the library never imports a deployable, and a client never needs this one.
 RUNNER = "kelpie_worker.runner:Runner"
 CONTROL_TASKS = "kelpie_scaler.tasks"
+BACKEND = "kelpie_celery.backend:Backend"
 
 BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
     # A half-open connection leaves a worker deaf for good without a time-out; BRPOP itself asks for 1 s at a time.
@@ -51,7 +52,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     url = settings.redis_url.get_secret_value()
     return {
         "broker_url": url,
-        "result_backend": url,
+        "result_backend": f"{BACKEND}+{url}",
         "broker_transport_options": BROKER_TRANSPORT_OPTIONS,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

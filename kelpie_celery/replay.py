@@ -14,14 +14,14 @@ from celery import states
 from celery.app.trace import trace_task
 from celery.utils.saferepr import saferepr
 
+from kelpie_celery.errors import JobFailed
+from kelpie_celery.lifecycle import Status
 from kelpie_celery.messages import decode
 
 if TYPE_CHECKING:
     from kelpie_celery.app import KelpieApp
 
 log = logging.getLogger(__name__)
-
-_EVENTS = {states.SUCCESS: "task-succeeded", states.FAILURE: "task-failed"}
 
 
 def replay(app: KelpieApp, job_id: str, hostname: str) -> None:
@@ -48,17 +48,22 @@ def replay(app: KelpieApp, job_id: str, hostname: str) -> None:
     }
     task = app.tasks[headers["task"]]
     outcome = trace_task(task, job_id, args, kwargs, request, hostname=hostname, loader=app.loader, app=app)
-    log.info("Celery was told how the job ended", extra={"action": "outbox_replayed", "job_id": job_id})
-    _announce(app, job_id, hostname, outcome)
-
-
-def _announce(app: KelpieApp, job_id: str, hostname: str, outcome: Any) -> None:
-    state = outcome.info.state if outcome.info else states.SUCCESS
-    event = _EVENTS.get(state)
+    event = _event(app, job_id, outcome)
     if event is None:
         return
-    fields: dict[str, Any] = (
-        {"result": saferepr(outcome.retval)} if state == states.SUCCESS else {"exception": "JobFailed"}
-    )
+    log.info("Celery was told how the job ended", extra={"action": "outbox_replayed", "job_id": job_id})
+    kind, fields = event
     with app.events.default_dispatcher(hostname=hostname) as dispatcher:
-        dispatcher.send(event, uuid=job_id, **fields)
+        dispatcher.send(kind, uuid=job_id, **fields)
+
+
+def _event(app: KelpieApp, job_id: str, outcome: Any) -> tuple[str, dict[str, Any]] | None:
+    """What Flower is told; None when the bookkeeping failed, or somebody else did it at this moment."""
+    if outcome.info is None:
+        return "task-succeeded", {"result": saferepr(outcome.retval)}
+    if outcome.info.state == states.IGNORED:
+        record = app.ledger.get(job_id)
+        canceled = record.status is Status.CANCELED and record.celery_done
+        return ("task-revoked", {"terminated": False, "signum": None, "expired": False}) if canceled else None
+    # Celery's tracer answers with a failure for its own errors too.
+    return ("task-failed", {"exception": "JobFailed"}) if isinstance(outcome.info.retval, JobFailed) else None

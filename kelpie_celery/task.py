@@ -95,16 +95,18 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
             DefinitionError: The definition is refused.
             IdempotencyConflict: Its idempotency key is taken by another definition.
             JobExists: The id was submitted before.
-            LedgerUnavailable: Redis cannot be reached; nothing was submitted.
+            LedgerUnavailable: Redis cannot be reached. Unless its answer was lost, nothing was submitted.
         """
         if self.kelpie.conf.task_always_eager:
             raise KelpieError("task_always_eager cannot run jobs: they need a worker; 'kelpie up' starts one locally")
         args = tuple(args or ())
         if len(args) == 0 or kwargs:
             raise TypeError("run_job takes a job definition as its last positional argument, and no keywords")
+        job_id = task_id or uuid()
         if in_a_job():
-            return until_the_ledger_answers(lambda: self._submit(args, task_id or uuid(), options))
-        return self._submit(args, task_id or uuid(), options)
+            # A repeat after a lost answer finds the record of this id, and publishes nothing.
+            return until_the_ledger_answers(lambda: self._submit(args, job_id, options))
+        return self._submit(args, job_id, options)
 
     def _submit(self, args: Sequence[Any], job_id: str, options: Mapping[str, Any]) -> AsyncResult[Any]:
         ledger = self.kelpie.ledger
@@ -207,7 +209,7 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         app.running.add(job)
         try:
             self._tell_started(request)
-            ending = app.runner.run(granted, job)
+            ending = self._run(granted, job)
             status, ending = self._report(job, ending)
         except LeaseLost as e:
             log.warning(
@@ -223,6 +225,16 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         finally:
             app.running.remove(job)
         return self._conclude(job.token.job_id, status, ending)
+
+    def _run(self, granted: Granted, job: RunningJob) -> Ending:
+        try:
+            return self.kelpie.runner.run(granted, job)
+        except LeaseLost:
+            raise
+        except Exception as e:
+            # Celery would call the job failed for good, while the ledger waits for a lease to run out.
+            log.exception("the runtime failed", extra={"action": "worker_error", "job_id": job.token.job_id})
+            return Ending(Outcome.FAILURE, Reason.WORKER_ERROR, f"the worker failed: {type(e).__name__}; see its log")
 
     def _report(self, job: RunningJob, ending: Ending) -> tuple[str, Ending]:
         def report(what: Ending) -> str:
@@ -272,7 +284,14 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
 
     def _tell_revoked(self) -> NoReturn:
         job_id = str(self.request.id)
-        self.backend.mark_as_revoked(job_id, "canceled", request=self.request)
+        try:
+            self.backend.mark_as_revoked(job_id, "canceled", request=self.request)
+        except Exception as e:
+            log.info(
+                "the outbox stays open and is replayed",
+                extra={"action": "outbox_open", "job_id": job_id, "error": type(e).__name__},
+            )
+            raise Ignore from e
         request = current_request()
         if request is not None:
             request.announce_revoked()

@@ -84,8 +84,13 @@ def _make_revokes_durable(app: KelpieApp) -> None:
             cancel_everywhere(app, job_id)
         return original(state, task_id, terminate, signal, **more)
 
+    def terminate(state: Any, signal: Any, task_id: str | Iterable[str], **more: Any) -> Any:
+        # Celery's own, which ``celery control terminate`` asks for, calls its revoke past the panel.
+        return revoke(state, task_id, terminate=True, signal=signal, **more)
+
     revoke.is_durable = True  # type: ignore[attr-defined]  # marks our own wrapper
     Panel.data["revoke"] = revoke
+    Panel.data["terminate"] = terminate
 
 
 def _on_ready(sender: Any = None, **_: Any) -> None:

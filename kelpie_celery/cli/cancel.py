@@ -64,9 +64,13 @@ def purge(group: str, status: str | None, yes: bool, redis_url: str | None, as_j
 
 
 def _agreed(kelpie: Kelpie, group: str, status: str | None) -> bool:
-    if not sys.stdin.isatty():
+    if not _is_terminal():
         raise click.UsageError("stdin is no terminal to ask on; give --yes", click.get_current_context())
     counts = kelpie.counts(group)
     jobs = {Status.PENDING: counts.pending, Status.RUNNING: counts.running}
     told = " and ".join(f"{count} {name.value}" for name, count in jobs.items() if status in (None, name))
     return click.confirm(f"Cancel {told} jobs of the container group {group!r}?", err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

@@ -5,13 +5,13 @@ Limits: one machine plays all of them; the processes, signals, servers and files
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import chord
+from celery.result import AsyncResult
 
 from kelpie_celery.canvas import JOB_TASK
 from kelpie_celery.client import Kelpie
@@ -71,8 +71,7 @@ class Demo:
         jobs, references = self._prepare()
         stack, s3 = self._start_stack()
         kelpie = self._connect(stack)
-        ids = self._submit(kelpie, jobs)
-        _let_results_go()
+        ids, gathered = self._submit(kelpie, jobs)
         chaos, watch = Chaos(plan.STRIKES, stack, self._clock), Watch()
         records = self._follow(kelpie, ids, chaos, watch)
         self._display.say("waiting for the last uninterrupted runs, then comparing the outputs")
@@ -82,8 +81,8 @@ class Demo:
         problems += verify.of_group(kelpie.counts(plan.GROUP), len(jobs.jobs))
         for job in jobs.jobs:
             problems += verify.of_outputs(job.name, stored[job.name], references.outputs(job))
-        problems += self._callback(kelpie, ids[jobs.gather.name])
-        _let_results_go()
+        problems += self._callback(gathered)
+        _unsubscribe(gathered)
         self._stop(stack)
         files = sum(len(found) for found in stored.values())
         return Outcome(problems, self._summary(records, chaos, watch, references, files))
@@ -136,17 +135,18 @@ class Demo:
         self._exits.append(kelpie.close)
         return kelpie
 
-    def _submit(self, kelpie: Kelpie, jobs: Plan) -> dict[str, str]:
+    def _submit(self, kelpie: Kelpie, jobs: Plan) -> tuple[dict[str, str], AsyncResult[Any]]:
         """The chord through Celery's own canvas, the trainings through the client; ids by name."""
         run_job = kelpie.app.tasks[JOB_TASK]
         header = [run_job.s(block.definition()) for block in jobs.blocks]
         gathered: Any = chord(header)(run_job.s(jobs.gather.definition()))
+        self._exits.append(lambda: _unsubscribe(gathered))
         block_ids = [child.id for child in gathered.parent.results]
         trainings = kelpie.submit_many([training.definition() for training in jobs.trainings])
         names = [job.name for job in (*jobs.blocks, *jobs.trainings, jobs.gather)]
         ids = [*block_ids, *(job.id for job in trainings), gathered.id]
         self._display.say(f"{len(ids)} jobs are submitted: a chord over {len(block_ids)} blocks, and two trainings")
-        return dict(zip(names, ids, strict=True))
+        return dict(zip(names, ids, strict=True)), gathered
 
     # -- the play -------------------------------------------------------------------------------------------------
 
@@ -174,10 +174,10 @@ class Demo:
             signum, machine = struck.strike.signum.name, struck.machine
             self._display.say(f"[red]{signum}[/red] to {machine}, which runs {struck.job}; a new machine comes up")
 
-    def _callback(self, kelpie: Kelpie, job_id: str) -> list[str]:
+    def _callback(self, gathered: AsyncResult[Any]) -> list[str]:
         """Celery knows of the chord's end as well as the ledger does."""
         try:
-            answer = kelpie.app.AsyncResult(job_id).get(timeout=CALLBACK_S)
+            answer = gathered.get(timeout=CALLBACK_S)
         except Exception as error:
             return [f"the chord's AsyncResult gives no result: {type(error).__name__}: {error}"]
         return [] if answer["exit_code"] == 0 else [f"the chord's AsyncResult gives {answer}"]
@@ -200,12 +200,13 @@ class Demo:
         )
 
 
-def _let_results_go() -> None:
-    """Collect Celery's results, which refer to each other in circles, while Redis is there.
+def _unsubscribe(gathered: Any) -> None:
+    """Let go of a chord's results while Redis is there.
 
-    When one goes it unsubscribes; without a Redis it would try for 20 s, and complain on stderr.
+    Celery unsubscribes when they are collected; without a Redis it tries for 20 s then, and complains on stderr.
     """
-    gc.collect()
+    for result in (gathered, *gathered.parent.results):
+        result.backend.result_consumer.cancel_for(result.id)
 
 
 def why(error: Exception) -> str:

@@ -6,6 +6,7 @@ Limits: small files, whole in memory.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-JOB_S, GATHER_S = 3.5, 2.0
-"""How long a block or a training, and the gathering, would take on a core of its own, in seconds."""
+GATHER_S = 2.0
+"""How long the gathering would take on a core of its own, in seconds."""
 
 _PROBE_S = 0.25
 # Not shorter than a few checkpoints whatever the clock says, and not for ever on a machine that is busy now.
@@ -50,19 +51,29 @@ def spirals(count: int, noise: float, seed: int = 11) -> train.Data:
 
 
 def measure(clock: Clock) -> plan.Sizes:
-    """Sizes with which the jobs take ``JOB_S`` on this machine as busy as it is now."""
+    """Sizes with which the jobs take `job_s` and ``GATHER_S`` on this machine, as busy as it is now."""
     simulation = ising.fresh(plan.MODEL, 2, ising.MEASURE_EVERY * 100_000)
     data = spirals(plan.POINTS, plan.NOISE)
     learning, _ = data.split()
     training = train.fresh(plan.NETWORKS[-1], 1)
-    sweeps = _steps_in(JOB_S, lambda: simulation.advance(1), clock)
-    epochs = _steps_in(JOB_S, lambda: training.epoch(learning), clock)
+    block_s = job_s(len(os.sched_getaffinity(0)))
+    sweeps = _steps_in(block_s, lambda: simulation.advance(1), clock)
+    epochs = _steps_in(block_s, lambda: training.epoch(learning), clock)
     bins = int(sweeps / ising.MEASURE_EVERY * (1 - ising.THERMALISE) / gather.BIN)
     blocks = [(1.0, np.zeros((max(1, bins), 2)))] * plan.BLOCKS
     rng = np.random.default_rng(1)
     resamples = _steps_in(GATHER_S, lambda: gather.resample(blocks, rng), clock)
     whole = round(_within(sweeps, _SWEEPS), -3)  # whole bins of whole measurements, after the share left out
     return plan.Sizes(whole, _within(epochs, _EPOCHS), _within(resamples, _RESAMPLES))
+
+
+def job_s(cores: int) -> float:
+    """How long a block or a training should take on a core of its own, in seconds.
+
+    Four processes compute at a time. Where each has its own core a job must be longer, or it is done before there is
+    something in it to lose.
+    """
+    return max(3.5, min(6.0, 1.5 * cores))
 
 
 def _steps_in(seconds: float, step: Callable[[], object], clock: Clock) -> int:

@@ -19,7 +19,7 @@ from kelpie_celery.ledger.records import JobRecord
 from kelpie_celery.lifecycle import Status
 
 LINE_EVERY_S = 4.0
-_BAR_WIDTH = 24
+_BAR_WIDTH = 16
 _STYLES = {Status.COMPLETED: "green", Status.RUNNING: "cyan", Status.FAILED: "red", Status.CANCELED: "red"}
 
 
@@ -66,16 +66,15 @@ def table(records: Mapping[str, JobRecord], struck: Sequence[Struck]) -> Table:
     """One row a job."""
     made = ", ".join(f"{s.strike.signum.name} {s.machine}" for s in struck[-3:]) or "none yet"
     drawn = Table(caption=f"machines killed: {len(struck)} (last: {made})", caption_justify="left", expand=False)
-    for heading in ("job", "status", "attempt", "machine", "progress", "done", "commits", "interrupted"):
-        drawn.add_column(heading, justify="right" if heading in ("attempt", "commits", "interrupted") else "left")
+    for heading in ("job", "status", "try", "machine", "progress", "commits", "interrupted", "done"):
+        number = heading in ("try", "commits", "interrupted")
+        drawn.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for name, record in records.items():
         style = _STYLES.get(record.status, "")
         bar = ProgressBar(total=1.0, completed=share(record), width=_BAR_WIDTH)
+        status = f"[{style}]{standing(record)}[/]" if style else standing(record)
         numbers = (str(record.num_commits), str(record.num_interruptions))
-        drawn.add_row(
-            name, f"[{style}]{standing(record)}[/]" if style else standing(record), str(record.attempt or ""),
-            record.machine_id or "", bar, steps(record), *numbers,
-        )  # fmt: skip
+        drawn.add_row(name, status, str(record.attempt or ""), record.machine_id or "", bar, *numbers, steps(record))
     return drawn
 
 
@@ -94,7 +93,7 @@ def _short(record: JobRecord) -> str:
 def standing(record: JobRecord) -> str:
     """The status, and the phase of a running attempt."""
     if record.status is Status.DRAFT:
-        return "waits for its blocks"
+        return "draft"
     return f"{record.status}, {record.phase}" if record.phase else str(record.status)
 
 

@@ -60,7 +60,7 @@ def _named(variable: str) -> Path | None:
     path = shutil.which(value)
     if path is None:
         raise LocalStackError(f"{variable}={value}: that is not a program that can be run; give its full path")
-    return Path(path).resolve()
+    return Path(path).absolute()
 
 
 def _packaged_valkey() -> Path:

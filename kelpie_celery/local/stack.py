@@ -129,18 +129,25 @@ class LocalStack:
                 self.start_helper(name)
             for _ in range(self._count):
                 self.start_worker()
+            # After the others were started: it takes as long as they do, and nobody waits for it.
+            if self.flower is not None:
+                self._start_server(self.flower)
             self.wait_ready()
         except BaseException:
             self.kill()
             raise
 
     def start_servers(self) -> None:
-        """Start Redis, S3 and Flower and wait until they serve."""
+        """Start Redis and S3 and wait until they serve."""
         for server in self.servers:
-            server.start(self._cancelled)
-            self._on_step(server.name, server.ready_s)
+            if server is not self.flower:
+                self._start_server(server)
         if self.s3 is not None and not self._owns_s3:
             self.s3.create_bucket(self.bucket)
+
+    def _start_server(self, server: Server) -> None:
+        server.start(self._cancelled)
+        self._on_step(server.name, server.ready_s)
 
     def start_helper(self, name: str) -> ManagedProcess:
         """Start ``control`` or ``beat``; does not wait until it is ready."""

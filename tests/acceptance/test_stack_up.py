@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +93,15 @@ def job(script: str, **fields: object) -> str:
     )
 
 
+def flower_status(url: str, password: str) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {b64encode(password.encode()).decode()}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def submit(terminal: Terminal, definition: str) -> str:
     answer = json.loads(terminal.shell("kelpie submit --json -", definition))
     record = answer[0] if isinstance(answer, list) else answer
@@ -154,11 +166,11 @@ def test_a_second_ctrl_c_kills_a_stack_whose_job_does_not_want_to_end(
     eventually("every process is gone, the job's too", lambda: gone(everything), 10)
 
 
-def test_a_stack_on_a_redis_and_a_storage_of_the_users_starts_neither(
+def test_a_stack_on_a_redis_and_a_storage_of_the_users_starts_neither_and_shows_flower_behind_a_password(
     tmp_path: Path, terminals: list[Terminal]
 ) -> None:
     with ValkeyServer(tmp_path / "own") as own:
-        options = ["--workers", "1", "--group", "up-test", "--no-s3", "--redis-url", own.url]
+        options = ["--workers", "1", "--group", "up-test", "--no-s3", "--redis-url", own.url, "--flower"]
         terminal = Terminal(tmp_path, *options, env={"AWS_ACCESS_KEY_ID": "mine"})
         terminals.append(terminal)
         terminal.start()
@@ -167,6 +179,12 @@ def test_a_stack_on_a_redis_and_a_storage_of_the_users_starts_neither(
         assert terminal.worker(1).environ()["AWS_ACCESS_KEY_ID"] == "mine"
         job_id = submit(terminal, job("true"))
         terminal.shell(f"kelpie wait {job_id}")
+
+        url, password = terminal.shell('echo "$FLOWER_URL $FLOWER_BASIC_AUTH"').split()
+        assert url in terminal.text
+        assert password not in terminal.text
+        assert flower_status(url, password) == 200
+        assert flower_status(url, "kelpie:guess") == 401
 
         other = Terminal(tmp_path, "--workers", "1", "--redis-url", own.url)
         other.process.log = tmp_path / "second-terminal"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kelpie_celery.local.servers import SeaweedServer
 from kelpie_celery.patterns import compile_pattern
 from kelpie_celery.transfers import Role, Stage
 from kelpie_worker.sync.bodies import BytesBody
@@ -48,9 +49,7 @@ class Shelf:
         async def take(chunk: bytes) -> None:
             data.extend(chunk)
 
-        await self.store.fetch(
-            self.bucket, key, take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes
-        )
+        await self.store.fetch(self.bucket, key, take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes)
         return bytes(data)
 
     async def keys(self, prefix: str = "") -> list[str]:
@@ -69,6 +68,14 @@ def fence() -> HandFence:
     return HandFence()
 
 
+@pytest.fixture(scope="session")
+def shelf_bucket(s3_server: SeaweedServer) -> str:
+    """One bucket for all tests of this process: making one takes the server longer than emptying it."""
+    bucket = f"shelf-{uuid.uuid4().hex[:8]}"
+    s3_server.create_bucket(bucket)
+    return bucket
+
+
 @pytest.fixture(params=["memory", "seaweed"])
 async def shelf(request: pytest.FixtureRequest, fence: HandFence) -> AsyncIterator[Shelf]:
     """A storage with an empty bucket."""
@@ -76,10 +83,13 @@ async def shelf(request: pytest.FixtureRequest, fence: HandFence) -> AsyncIterat
         bucket = f"memory-{uuid.uuid4().hex[:8]}"
         yield Shelf(MemoryStore(bucket), bucket, fence)
         return
-    bucket = request.getfixturevalue("s3_bucket")
-    env = request.getfixturevalue("s3_server").env()
-    async with open_store(config_of(env)) as store:
-        yield Shelf(store, bucket, fence)
+    bucket, s3 = request.getfixturevalue("shelf_bucket"), request.getfixturevalue("s3")
+    async with open_store(config_of(request.getfixturevalue("s3_server").env())) as store:
+        shelf = Shelf(store, bucket, fence)
+        yield shelf
+        keys = [{"Key": key} for key in await shelf.keys()]
+    for start in range(0, len(keys), 1000):
+        s3.delete_objects(Bucket=bucket, Delete={"Objects": keys[start : start + 1000]})
 
 
 @pytest.fixture

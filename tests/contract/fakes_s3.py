@@ -90,9 +90,7 @@ class MemoryStore:
         found = self._bucket("head", bucket, key).get(key)
         return StoredObject(key, len(found[0]), found[1]) if found else None
 
-    async def fetch(
-        self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int
-    ) -> None:
+    async def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
         found = self._bucket("fetch", bucket, key).get(key)
         if found is None:
             raise StorageSetupError(f"bucket {bucket!r}, object {key!r}: it does not exist", bucket=bucket, key=key)

@@ -1,7 +1,7 @@
 """What the ledger's tests share: a ledger on a clock that they hold, and the rules that hold after every transition.
 
-The real Lua runs on a real Valkey or on fakeredis; only its first line, which asks the server for the time, is replaced by
-a key that the test sets. Limits: one group of helpers for tests; TTLs still follow the server's own clock.
+The real Lua runs on a real Valkey or on fakeredis; only its first line, which asks the server for the time, is
+replaced by a key that the test sets. Limits: TTLs still follow the server's own clock.
 """
 
 from __future__ import annotations
@@ -59,7 +59,17 @@ class TestClock:
         self.set(self.now + seconds)
 
 
-FIELDS = ("status", "priority", "attempt", "nonce", "celery_done", "endings", "completions", "num_interruptions", "queue")
+FIELDS = (
+    "status",
+    "priority",
+    "attempt",
+    "nonce",
+    "celery_done",
+    "endings",
+    "completions",
+    "num_interruptions",
+    "queue",
+)
 SETS = ("pending", "delayed", "running", "ended", "outbox", "created", *(f"published:{p}" for p in keys.PRIORITIES))
 
 
@@ -165,7 +175,7 @@ class WatchedLedger(Ledger):
         check(self._seen)
         for job_id in before.records.keys() | self._seen.records.keys():
             was, now = before.records.get(job_id), self._seen.records.get(job_id)
-            self._judge(job_id, was and was.status, now and now.status)
+            self._judge(job_id, was.status if was else None, now.status if now else None)
 
     def _judge(self, job_id: str, before: Status | None, after: Status | None) -> None:
         if before == after:
@@ -180,7 +190,7 @@ class WatchedLedger(Ledger):
 
 
 def check(picture: Picture) -> None:
-    """Every record is in exactly the indexes that its status says, every count is right, every history is consistent."""
+    """Every record is in exactly the indexes that its status says; every count and every history is right."""
     for group, members in picture.indexes.items():
         mine = {job_id: r for job_id, r in picture.records.items() if r.group == group}
         expected: dict[str, set[str]] = {name: set() for name in SETS}
@@ -293,9 +303,13 @@ class World:
             left -= step_s
             ticks.append(self.tick(**given))
         return Tick(
-            self.clock.now, *(sum(getattr(t, n) for t in ticks) for n in ("reaped", "promoted", "republished", "expired")),
+            self.clock.now,
+            reaped=sum(t.reaped for t in ticks),
+            promoted=sum(t.promoted for t in ticks),
+            republished=sum(t.republished for t in ticks),
+            expired=sum(t.expired for t in ticks),
             outbox=tuple(job_id for t in ticks for job_id in t.outbox),
-        )  # fmt: skip
+        )
 
     def field(self, job_id: str, name: str, group: str = GROUP) -> str | None:
         value = self.redis.hget(keys.job(group, job_id), name)

@@ -145,8 +145,8 @@ def test_a_claim_writes_down_the_newest_message_that_anybody_received(w: World) 
 # -- bans ----------------------------------------------------------------------------------------------------------
 
 
-def fail_on(w: World, machine: str, **given: float) -> None:
-    w.ledger.end_attempt(w.start(machine=machine), failure(**given))
+def fail_on(w: World, machine: str, delay_s: float = 0.0) -> None:
+    w.ledger.end_attempt(w.start(machine=machine), failure(delay_s=delay_s))
 
 
 def test_a_machine_that_failed_a_job_leaves_it_to_another_live_one(w: World) -> None:

@@ -365,7 +365,7 @@ def test_a_deleted_queue_is_published_again_as_a_whole_a_bounded_piece_at_a_time
     for priority in range(3):
         w.redis.delete(keys.queue_list(GROUP, priority))
     w.clock.advance(6)
-    done = []
+    done: list[int] = []
     while sum(done) < 60:
         done.append(w.tick(limit=10).republished)
         w.clock.advance(0.01)

@@ -105,7 +105,8 @@ async def test_parts_are_invisible_until_they_are_completed(shelf: Shelf) -> Non
     upload_id = await shelf.store.begin(shelf.bucket, "big")
     bodies = [BytesBody(b"a" * 5 * MIB), BytesBody(b"tail")]
     etags = [
-        await shelf.store.put_part(shelf.bucket, "big", upload_id, number, body) for number, body in enumerate(bodies, 1)
+        await shelf.store.put_part(shelf.bucket, "big", upload_id, number, body)
+        for number, body in enumerate(bodies, 1)
     ]
     assert await shelf.keys() == []
     stored = await shelf.store.complete(shelf.bucket, "big", upload_id, etags, shelf.fence)

@@ -123,9 +123,7 @@ async def test_what_an_earlier_job_left_is_gone_afterwards(shelf: Shelf, target:
     assert not (target / "old").exists()
 
 
-async def test_links_in_the_directory_are_removed_and_not_followed(
-    shelf: Shelf, target: Path, tmp_path: Path
-) -> None:
+async def test_links_in_the_directory_are_removed_and_not_followed(shelf: Shelf, target: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("mine")
@@ -231,9 +229,7 @@ async def test_an_object_that_vanishes_after_it_was_listed_stops_the_start(
 
     async def fetch(bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
         memory.objects["bucket"].pop("p/gone", None)
-        await MemoryStore.fetch(
-            memory, bucket, key, sink, etag=etag, start_byte=start_byte, length_bytes=length_bytes
-        )
+        await MemoryStore.fetch(memory, bucket, key, sink, etag=etag, start_byte=start_byte, length_bytes=length_bytes)
 
     monkeypatch.setattr(memory, "fetch", fetch)
     with pytest.raises(StorageSetupError, match=r"'p/gone'"):
@@ -249,9 +245,7 @@ async def test_an_object_that_is_replaced_while_it_is_fetched_comes_as_the_new_o
     async def fetch(bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
         if memory.calls["fetch"] == 0:
             memory.seed("bucket", "p/a", b"new")
-        await MemoryStore.fetch(
-            memory, bucket, key, sink, etag=etag, start_byte=start_byte, length_bytes=length_bytes
-        )
+        await MemoryStore.fetch(memory, bucket, key, sink, etag=etag, start_byte=start_byte, length_bytes=length_bytes)
 
     monkeypatch.setattr(memory, "fetch", fetch)
     report = await of_memory(memory).restore([memory_block(target)])
@@ -295,9 +289,7 @@ async def test_content_that_does_not_fit_its_etag_is_fetched_again(
     assert tree(target) == {"a": b"right"}
 
 
-async def test_an_etag_that_looks_like_a_digest_but_is_none_stops_nobody(
-    memory: MemoryStore, target: Path
-) -> None:
+async def test_an_etag_that_looks_like_a_digest_but_is_none_stops_nobody(memory: MemoryStore, target: Path) -> None:
     memory.objects["bucket"]["p/a"] = (b"content", "0" * 32)
     await of_memory(memory).restore([memory_block(target)])
     assert tree(target) == {"a": b"content"}

@@ -1,7 +1,7 @@
 """Fault points: a worker that dies, or stands still, exactly where the test says.
 
-A worker (``faulty_worker.py``) with ``TEST_FAULTS=DIR`` looks for the file ``DIR/POINT`` (or ``DIR/POINT.TAG``, for one job) each time
-it passes a point, takes it away and sends itself the signal that the file names.
+A worker (``faulty_worker.py``) with ``TEST_FAULTS=DIR`` looks for the file ``DIR/POINT`` (or ``DIR/POINT.TAG``, for one
+job) each time it passes a point, takes it away and sends itself the signal that the file names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """``kelpie-worker`` that dies, or stands still, at exact points of its pipeline; see ``faults.py``.
 
 The product knows nothing of this: its functions are wrapped here, in the process that the tests start.
+
+Points, in the order of an attempt's life: ``after_claim``, ``in_restore``, ``running`` (the command printed the line
+``here``), ``before_upload``, ``in_upload``, ``in_body`` (the first piece of a large output has been sent),
+``after_upload``, ``before_marker``, ``after_marker``, ``before_report``, ``after_completed``.
 """
 
 from __future__ import annotations
@@ -9,29 +13,35 @@ import functools
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Granted
+from kelpie_worker.attempt import Attempt
 from kelpie_worker.entrypoint import main
+from kelpie_worker.sync.bodies import FileBody
 from kelpie_worker.sync.session import SyncSession
 from kelpie_worker.sync.store import S3Store
 
 FOLDER = Path(os.environ["TEST_FAULTS"])
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+LINE = "here"
 
-# The job that this worker claimed last, by its tag "name"; the tests use one slot.
-_job = ""
-_stage = ""
+# An attempt lives in one pool thread and in an asyncio loop that inherits the thread's context.
+_job: ContextVar[str] = ContextVar("job", default="")  # the job's tag "name"
+_stage: ContextVar[str] = ContextVar("stage", default="")
+_requests: ContextVar[Counter[str]] = ContextVar("requests")
 
 
 def reached(point: str) -> None:
     """Die or stop here if a test armed this point, for all jobs or for this one."""
     if not point:
         return
-    for file in (FOLDER / f"{point}.{_job}", FOLDER / point):
+    for file in (FOLDER / f"{point}.{_job.get()}", FOLDER / point):
         taken = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             file.rename(taken)  # one worker takes it
@@ -47,10 +57,10 @@ def claim(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        global _job  # noqa: PLW0603 - one slot, one job
         answer = original(*args, **kwargs)
         if isinstance(answer, Granted):
-            _job = json.loads(answer.definition).get("tags", {}).get("name", "")
+            _job.set(json.loads(answer.definition).get("tags", {}).get("name", ""))
+            _requests.set(Counter())
             reached("after_claim")
         return answer
 
@@ -77,13 +87,12 @@ def staged(name: str, before: str = "", after: str = "") -> Callable[[Callable[.
     def decorate(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            global _stage  # noqa: PLW0603 - one slot, one job
             reached(before)
-            _stage = name
+            token = _stage.set(name)
             try:
                 answer = await original(*args, **kwargs)
             finally:
-                _stage = ""
+                _stage.reset(token)
             reached(after)
             return answer
 
@@ -94,16 +103,44 @@ def staged(name: str, before: str = "", after: str = "") -> Callable[[Callable[.
 
 def request(original: Callable[..., Any]) -> Callable[..., Any]:
     """``in_STAGE``: before the second request with a body of a step, so after some of it is done."""
-    seen: dict[str, int] = {}
 
     @functools.wraps(original)
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
-        stage = _stage
+        stage = _stage.get()
         if stage:
-            seen[stage] = seen.get(stage, 0) + 1
+            seen = _requests.get()
+            seen[stage] += 1
             if seen[stage] > 1:
                 reached(f"in_{stage}")
         return await original(*args, **kwargs)
+
+    return wrapped
+
+
+def chunks(original: Callable[..., AsyncIterator[bytes]]) -> Callable[..., AsyncIterator[bytes]]:
+    """``in_body``: the first piece of a body is on its way to the storage, the second is not."""
+
+    @functools.wraps(original)
+    async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        first = True
+        async for chunk in original(*args, **kwargs):
+            if not first and _stage.get() == "upload":
+                reached("in_body")
+            first = False
+            yield chunk
+
+    return wrapped
+
+
+def on_line(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``running``: in the middle of the command, where it says so."""
+
+    @functools.wraps(original)
+    def wrapped(self: Any, stream: str, line: str) -> Any:
+        answer = original(self, stream, line)
+        if line == LINE:
+            reached("running")
+        return answer
 
     return wrapped
 
@@ -115,6 +152,8 @@ SyncSession.upload_outputs = staged("upload", "before_upload", "after_upload")(S
 SyncSession.write_marker = staged("marker", "before_marker", "after_marker")(SyncSession.write_marker)  # type: ignore[method-assign]
 S3Store.fetch = request(S3Store.fetch)  # type: ignore[method-assign]
 S3Store.put = request(S3Store.put)  # type: ignore[method-assign]
+FileBody.chunks = chunks(FileBody.chunks)  # type: ignore[method-assign]
+Attempt._on_line = on_line(Attempt._on_line)  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

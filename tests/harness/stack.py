@@ -13,7 +13,7 @@ import pytest
 
 from kelpie_celery.errors import KelpieError
 from kelpie_celery.ledger.records import JobRecord
-from kelpie_celery.lifecycle import Status
+from kelpie_celery.lifecycle import Phase, Status
 from kelpie_celery.local.processes import tail_of
 from kelpie_celery.local.servers import Fsync, SeaweedServer
 from kelpie_celery.local.stack import LocalStack
@@ -97,6 +97,8 @@ class Stack:
     def close(self) -> None:
         """Kill everything."""
         if self._app is not None:
+            # Results that are garbage collected later must not look for a Redis that is gone, with Celery's patience.
+            self._app.backend.result_consumer.subscribed_to.clear()
             self._app.close()
             self._app.ledger.redis.close()
         self.local.kill()
@@ -205,6 +207,16 @@ class Stack:
             return None
 
         return self.wait(f"job {job_id} is {' or '.join(statuses)}", look, timeout_s)
+
+    def wait_executing(self, job_id: str, attempt: int | None = None, timeout_s: float = 30.0) -> JobRecord:
+        """Wait until a job's command runs, in a given attempt if one is named; its record."""
+
+        def look() -> JobRecord | None:
+            record = self.get(job_id)
+            runs = record.phase is Phase.EXECUTING and attempt in (None, record.attempt)
+            return record if runs else None
+
+        return self.wait(f"the command of job {job_id} runs", look, timeout_s)
 
     def wait_fired(self, point: str, job: str | None = None, timeout_s: float = 30.0) -> None:
         """Wait until a worker has met an armed fault point."""

@@ -1,8 +1,8 @@
 """Random histories of the real ledger on a real Valkey: what must hold whatever is lost, doubled, late or dead.
 
 Each seed is one history of some minutes on a clock that the test holds: workers claim, renew, commit, end, freeze, die
-silently and come back as ghosts; messages are lost, doubled and deleted; Redis is away, restarted, loses its last moments.
-After every single call all indexes are compared with the records and every change of a status with the table. Then the
+silently and come back as ghosts; messages are lost, doubled and deleted; Redis is away, is restarted, loses its last
+moments. After every single call all indexes are compared with the records and every change of a status with the table. Then the
 faults stop, and everything has to end within a bounded time.
 """
 
@@ -228,7 +228,9 @@ class History:
             worker.token = None
 
     def end(self, token: FencingToken) -> None:
-        endings = [completed(1), failure(delay_s=2), interruption(), again(), canceled()] if self.faults else [completed(1)]
+        endings = (
+            [completed(1), failure(delay_s=2), interruption(), again(), canceled()] if self.faults else [completed(1)]
+        )
         ending: Ending = self.rng.choice(endings)
         if token.job_id not in self.belief.cancels and ending.outcome == "canceled":
             ending = failure()
@@ -299,11 +301,11 @@ class History:
         if self.power_loss:
             found = [str(key) for key in self.redis.scan_iter("kelpie*", count=1000)]
             raw = Redis.from_url(_url(self.redis))
-            self.saved = ({key: raw.dump(key) for key in found}, copy.deepcopy(self.belief))
+            self.saved = ({key: raw.dump(key) or b"" for key in found}, copy.deepcopy(self.belief))
             raw.close()
 
     def power_cut(self) -> None:
-        """Redis comes back without its last moments: it hands out numbers a second time, and what it said is forgotten."""
+        """Redis comes back without its last moments: it hands out numbers a second time, and forgets what it said."""
         if self.saved is None:
             return
         dumps, belief = self.saved
@@ -315,10 +317,10 @@ class History:
         raw.close()
         jobs = self.belief.jobs
         self.belief = copy.deepcopy(belief)
-        for job_id in jobs[len(self.belief.jobs):]:  # their clients are told nothing, and submit again
+        for job_id in jobs[len(self.belief.jobs) :]:  # their clients are told nothing, and submit again
             self.belief.jobs.append(job_id)
         self.w.ledger.forget_what_was_seen()
-        for job_id in self.belief.jobs[len(belief.jobs):]:
+        for job_id in self.belief.jobs[len(belief.jobs) :]:
             self.w.submit(job_id)
         self.up_since = self.now
 

@@ -12,6 +12,7 @@ import pytest
 import redis
 from botocore.exceptions import ClientError, ReadTimeoutError
 
+from kelpie_celery.local import binaries
 from kelpie_celery.local.errors import LocalStackError
 from kelpie_celery.local.ports import BLOCK, TWIN, reserve
 from kelpie_celery.local.processes import live_processes
@@ -104,6 +105,14 @@ class TestValkey:
             server.start()
         assert server.process not in live_processes()
         server.close()
+
+    def test_a_server_program_that_the_user_names_is_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        program = tmp_path / "my-own-server"
+        program.symlink_to(binaries.redis_server())
+        monkeypatch.setenv("KELPIE_REDIS_SERVER", str(program))
+        with ValkeyServer(tmp_path / "redis") as server, connect(server) as client:
+            assert client.ping()
+            assert "my-own-server" in psutil.Process(server.pid).cmdline()[0]
 
     def test_a_program_that_the_user_names_and_that_is_none_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from redis import exceptions as redis_errors
 
 from kelpie_celery import cli as cli_module
-from kelpie_celery.cli import COMMANDS, Commands, _errors, run
+from kelpie_celery.cli import COMMANDS, Commands, _errors
 from kelpie_celery.clock import SystemClock
 from kelpie_celery.errors import DefinitionError, JobNotFound, LedgerUnavailable
 from tests.unit.cli_harness import Cli, cli
@@ -161,16 +160,23 @@ def test_the_log_level_of_the_settings_counts(cli: Cli, monkeypatch: pytest.Monk
 
 WORDS = st.one_of(
     st.sampled_from([
-        *COMMANDS, "--json", "--group", "--status", "--limit", "--timeout", "--yes", "--wait", "--redis-url", "--help", "-",
-        "--", "-1", "0", "failed", "1e999", "nan", "redis://", "redis://x:99999/0", "unix://", "@nope", "..", "\x00",
+        *COMMANDS, "--json", "--group", "--status", "--limit", "--timeout", "--yes", "--wait", "--redis-url", "--help",
+        "-", "--", "-1", "0", "failed", "1e999", "nan", "redis://", "redis://x:99999/0", "unix://", "@nope", "..",
+        "\x00",
     ]),
     st.text(max_size=12),
     st.binary(max_size=6).map(lambda raw: raw.decode("utf-8", "surrogateescape")),
 )  # fmt: skip
 
 
-@given(argv=st.lists(WORDS, max_size=6), stdin=st.one_of(st.binary(max_size=60), st.text(max_size=60)))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Half of them get past the name of the command.
+ARGV = st.lists(WORDS, max_size=6) | st.builds(
+    lambda name, rest: [name, *rest], st.sampled_from(list(COMMANDS)), st.lists(WORDS, max_size=6)
+)
+
+
+@given(argv=ARGV, stdin=st.one_of(st.binary(max_size=60), st.text(max_size=60)))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_arguments_and_no_input_lead_to_a_traceback(cli: Cli, argv: list[str], stdin: str | bytes) -> None:
     _never_start_servers(argv)
     answer = cli(*argv, stdin=stdin if isinstance(stdin, bytes) else stdin.encode("utf-8", "replace"))
@@ -206,5 +212,3 @@ def test_up_starts_the_local_stack(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert started[0]["workers"] == 3
     assert started[0]["s3"] is False
     assert str(started[0]["directory"]) == "/tmp/x"
-
-

@@ -275,7 +275,7 @@ def test_a_wrong_option_in_the_url_is_a_settings_error(option: str) -> None:
 def test_an_unknown_id_is_not_found(kelpie: Kelpie) -> None:
     for call in (kelpie.get, kelpie.cancel, kelpie.wait):
         with pytest.raises(JobNotFound, match="nonesuch"):
-            call("nonesuch")  # type: ignore[operator]  # mypy joins the three signatures to object
+            call("nonesuch")
 
 
 def test_an_id_that_utf8_cannot_hold_is_not_found(kelpie: Kelpie) -> None:
@@ -409,7 +409,9 @@ def test_a_canceled_job_raises_only_on_request(kelpie: Kelpie) -> None:
         kelpie.wait([job], raise_on_failure=True)
 
 
-def test_an_outage_is_sat_out(kelpie: Kelpie, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_sat_out(
+    kelpie: Kelpie, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     job = kelpie.submit(definition())
     client = waiting(kelpie, *[lambda: None] * 50, lambda: end(kelpie, job.id))
     redis = client.app.ledger.redis
@@ -431,7 +433,7 @@ def test_an_outage_is_sat_out(kelpie: Kelpie, monkeypatch: pytest.MonkeyPatch, c
 def test_a_record_that_goes_while_it_is_waited_for_is_told(kelpie: Kelpie) -> None:
     job = kelpie.submit(definition())
     with pytest.raises(JobNotFound, match="gone while it was waited for"):
-        waiting(kelpie, lambda: kelpie.app.ledger.redis.flushdb()).wait(job)
+        waiting(kelpie, kelpie.app.ledger.redis.flushdb).wait(job)
 
 
 def test_the_pause_between_two_looks_grows_and_starts_anew_when_a_job_ends(kelpie: Kelpie) -> None:

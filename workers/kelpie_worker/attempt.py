@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kelpie_worker.command import Command, CommandExit, CommandSpec, ReportFile
-
 from kelpie_celery.app import KelpieApp
 from kelpie_celery.clock import Clock
 from kelpie_celery.definition import JobDefinition, from_json
@@ -25,6 +23,7 @@ from kelpie_celery.ledger.types import Ending, Granted
 from kelpie_celery.lifecycle import Outcome, Phase, Reason
 from kelpie_celery.running import RunningJob, Stop
 from kelpie_worker import endings
+from kelpie_worker.command import Command, CommandExit, CommandSpec, ReportFile
 from kelpie_worker.environment import JobFiles, job_environment
 from kelpie_worker.lease import Lease, LedgerOutOfReach
 from kelpie_worker.limits import Limits
@@ -173,7 +172,7 @@ class Attempt:
         self._limits.launched()
         command = await Command.start(spec, self._on_line)
         try:
-            exit_, ending = await self._supervise(command, sync, ReportFile(files.report))
+            exit_, ending = await self._supervise(command, sync, ReportFile(files.report, self._fields))
         finally:
             await command.stop(0)
         self._facts |= {"exit_code": exit_.code} if exit_.signal is None else {"signal": exit_.signal}

@@ -10,12 +10,11 @@ import random
 import signal
 from typing import Any
 
-from kelpie_worker.command.process import CommandExit
-
 from kelpie_celery.errors import CommandError, KelpieError, StorageSetupError, StorageUnavailable
 from kelpie_celery.ledger.types import Ending
 from kelpie_celery.lifecycle import Outcome, Reason
 from kelpie_celery.settings import Settings
+from kelpie_worker.command.process import CommandExit
 
 RUN_ME_AGAIN = os.EX_TEMPFAIL
 """75: the job has checkpointed and asks to be run again."""

@@ -6,7 +6,9 @@ Limits: created once in a worker process, when it first serves a container group
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
+import threading
 
 from kelpie_celery.app import KelpieApp
 from kelpie_celery.clock import SystemClock
@@ -25,6 +27,7 @@ class Runner:
         self._environ = dict(os.environ)
         self.slots = slot_count(app.settings.slots, self._environ)
         self._places = Places(gpus_by_slot(visible_gpus(self._environ), self.slots))
+        threading.Thread(target=_warm_up, name="kelpie-warm-up", daemon=True).start()
 
     def run(self, granted: Granted, job: RunningJob) -> Ending:
         """Run one attempt to its end."""
@@ -33,3 +36,9 @@ class Runner:
     async def _run(self, granted: Granted, job: RunningJob) -> Ending:
         runtime = Runtime(self._app, self._places, SystemClock(), self._environ)
         return await Attempt(runtime, granted, job).run()
+
+
+def _warm_up() -> None:
+    """Import what the first job with storage needs: a job that is handed over must not wait half a second for it."""
+    importlib.import_module("aiobotocore.session")
+    importlib.import_module("kelpie_worker.sync.wire")

@@ -14,7 +14,8 @@ local turn = 'last:' .. ARGV[2]
 local state = redis.call('HMGET', P .. 'tick', 'last', 'amnesty_from', 'hold_from', 'gap_s', turn)
 local since_s = now - num(state[5])
 if since_s >= 0 and since_s < num(ARGV[3]) then return {'busy'} end
-local gap_s, amnesty_from, hold_from = state[1] and now - num(state[1]) or 0, math.min(num(state[2]), now), math.min(num(state[3]), now)
+local gap_s = state[1] and now - num(state[1]) or 0
+local amnesty_from, hold_from = math.min(num(state[2]), now), math.min(num(state[3]), now)
 -- A caller that has just started cannot tell an outage from a group that nobody served: when nobody looked for a while,
 -- live holders are given a moment to renew first. To one that was here before, the same is an outage, whatever it noticed
 -- (a tick that was under way when the server froze knows of none). Twice the last gap: ticks that are always rare reap too.

@@ -1,4 +1,7 @@
-"""One set of workers for this folder: two that run jobs, one for ordinary tasks; no control worker and no beat."""
+"""One set of workers for this folder: three that run jobs, one for ordinary tasks; no control worker and no beat.
+
+Each has one slot, so that a kill hits the job at hand and no other.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def everlasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with ValkeyServer(directory / "redis", appendfsync="no") as server:
         fleet = Fleet(server, directory)
         try:
-            started = [fleet.worker("a"), fleet.worker("b"), fleet.worker("plain", "celery")]
+            started = [*(fleet.worker(name) for name in "abc"), fleet.worker("plain", "celery", slots=4)]
             for process in started:
                 process.wait_ready()
                 process.keep_alive()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from celery import Signature
+from celery.exceptions import TimeoutError
 from celery.result import AsyncResult
 from redis import Redis
 
@@ -24,6 +25,7 @@ from kelpie_celery.local.processes import ManagedProcess
 from kelpie_celery.local.servers import ValkeyServer
 from kelpie_celery.settings import load_settings
 from tests.harness.waiting import eventually
+from tests.integration.celery_side.forked import Forked, stop_server
 from tests.integration.celery_side.played import GROUP, Notes, register
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ READY_S = 60.0
 # Seconds where production has minutes. A lease lasts max(2 x heartbeat_interval (1), this).
 FAST = {
     "KELPIE_MIN_LEASE_S": "1.5",
-    "KELPIE_OUTBOX_LEASE_S": "2",
+    "KELPIE_OUTBOX_LEASE_S": "1.5",
     "KELPIE_PULSE_S": "0.3",
     "KELPIE_MAINTAIN_S": "0.5",
     "KELPIE_LOG_LEVEL": "info",
@@ -43,16 +45,16 @@ FAST = {
 class Process:
     """One Celery process; while ``kept_alive`` it is started again when something kills it."""
 
-    def __init__(self, name: str, argv: list[str], env: Mapping[str, str], directory: Path) -> None:
-        self.name, self.deaths = name, 0
-        self._ready = directory / f"{name}.ready"
-        self.managed = ManagedProcess(
-            name,
-            [sys.executable, "-m", "celery", "-A", APP, *argv],
-            env={**os.environ, **env, "KELPIE_READY_FILE": str(self._ready)},
-            cwd=ROOT,
-            log=directory / f"{name}.log",
-            ready_file=self._ready,
+    def __init__(self, name: str, argv: list[str], env: Mapping[str, str], directory: Path, *, by_cli: bool) -> None:
+        self.name, self.deaths, self.log = name, 0, directory / f"{name}.log"
+        ready, argv = directory / f"{name}.ready", ["-A", APP, *argv]
+        env = {**os.environ, **env, "KELPIE_READY_FILE": str(ready)}
+        self.managed: Forked | ManagedProcess = (
+            ManagedProcess(
+                name, [sys.executable, "-m", "celery", *argv], env=env, cwd=ROOT, log=self.log, ready_file=ready
+            )
+            if by_cli
+            else Forked(name, argv, env, self.log, ready)
         )
         self._kept_alive = False
         self._keeper: threading.Thread | None = None
@@ -77,10 +79,14 @@ class Process:
                 self.managed.start()
             time.sleep(0.05)
 
-    def end(self) -> None:
+    def leave_alone(self) -> None:
+        """What dies from now on stays dead."""
         self._kept_alive = False
         if self._keeper:
             self._keeper.join()
+
+    def end(self) -> None:
+        self.leave_alone()
         if self.managed.running:
             self.managed.kill()
 
@@ -103,17 +109,19 @@ class Fleet:
 
     # -- processes ------------------------------------------------------------------------------------------------
 
-    def worker(self, name: str, queues: str = f"kelpie.{GROUP}", *, slots: int = 4, **env: str) -> Process:
-        """Start a worker; it is not ready yet."""
+    def worker(
+        self, name: str, queues: str = f"kelpie.{GROUP}", *, slots: int = 1, by_cli: bool = False, **env: str
+    ) -> Process:
+        """Start a worker; it is not ready yet. ``by_cli`` starts it as users do, which takes longer."""
         argv = ["worker", "-Q", queues, "-n", f"{name}@%h", "--without-gossip", "--without-mingle"]
         own = {"KELPIE_SLOTS": str(slots), "SALAD_MACHINE_ID": f"machine-{name}"}
-        process = Process(name, argv, self.env(**own, **env), self.directory)
+        process = Process(name, argv, self.env(**own, **env), self.directory, by_cli=by_cli)
         self.processes[name] = process
         return process.start()
 
     def beat(self, name: str, **env: str) -> Process:
         """Start a beat."""
-        process = Process(name, ["beat", "--pidfile", ""], self.env(**env), self.directory)
+        process = Process(name, ["beat", "--pidfile", ""], self.env(**env), self.directory, by_cli=True)
         self.processes[name] = process
         return process.start()
 
@@ -138,9 +146,24 @@ class Fleet:
             for name in names:
                 self.processes[name].managed.resume()
 
+    @contextmanager
+    def without(self, *names: str) -> Iterator[None]:
+        """Have these processes be killed, and stay dead meanwhile; they are ready again after the block."""
+        for name in names:
+            self.processes[name].end()
+        try:
+            yield
+        finally:
+            for name in names:
+                self.processes[name].start()
+            for name in names:
+                self.processes[name].wait_ready()
+                self.processes[name].keep_alive()
+
     def close(self) -> None:
         for process in list(self.processes.values()):
             process.end()
+        stop_server()
         self.app.close()
         self.app.ledger.redis.close()
         self.redis.close()
@@ -166,9 +189,11 @@ class Fleet:
         """How many attempts were played."""
         return self.notes.count(f"runs:{job_id}")
 
-    def arm(self, point: str, name: str) -> None:
-        """Have the worker that passes ``point`` with this job kill itself."""
-        self.redis.set(f"test:kill:{point}:{name}", 1)
+    def arm(self, point: str, name: str) -> str:
+        """Have the worker that passes ``point`` with this job kill itself; the key that says so."""
+        key = f"test:kill:{point}:{name}"
+        self.redis.set(key, 1)
+        return key
 
     def armed(self) -> list[str]:
         """Points that nobody has passed."""
@@ -200,7 +225,8 @@ class Fleet:
         try:
             return result.get(timeout=timeout_s)
         except TimeoutError as e:
-            raise AssertionError(f"no result of {result.id} in {timeout_s:g} s\n{self.explain()}") from e
+            state = f"{self.state(result.id)}, last of it: {self.redis.get(f'celery-task-meta-{result.id}')}"
+            raise AssertionError(f"no result of {result.id} in {timeout_s:g} s ({state})\n{self.explain()}") from e
 
     def expect_once(self, ids: Iterable[str]) -> None:
         """The ledger ended each of these jobs once, as completed, and took no kill for a failure."""
@@ -213,10 +239,16 @@ class Fleet:
         """How things stand, for the message of a failed test."""
         lines = []
         for group in self.app.ledger.groups():
-            for job_id in self.app.ledger.ids(group, "created", -15, -1):
+            for job_id in self.app.ledger.ids(group, "created", -150, -1):
                 fields = self.fields(job_id)
                 shown = ("name", "status", "attempt", "num_interruptions", "endings", "celery_done")
                 lines.append(f"{job_id} {group} {[fields.get(f) for f in shown]} runs={self.runs(job_id)}")
+        lines += [f"{key} {self.redis.get(key) if key.endswith(('.c', '.s')) else ''}" for key in self.redis.scan_iter("celery-taskset*")]
+        for g in self.app.ledger.groups():
+            lines.append(str([(n, self.redis.zrange(keys.index(g, n), 0, -1, withscores=True)) for n in ("pending", "delayed", "running", "published:5", "outbox")]))
+            lines.append(str(self.redis.lrange(f"kelpie.{g}:5", 0, -1)))
+            lines.append(str([self.redis.hgetall(keys.index(g, n)) for n in ("tick", "watermark")]) + str(self.redis.time()))
+            lines.append(str(self.redis.hlen("unacked")))
         for name, process in self.processes.items():
             lines += [f"--- {name} (deaths {process.deaths})", *process.managed.tail(12)]
         return "\n".join(lines)

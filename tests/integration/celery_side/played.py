@@ -26,7 +26,7 @@ HEARTBEAT_S = 0.3
 GROUP = "g1"
 
 
-def definition(name: str, seconds: float = 0.1, *more: object, mode: str = "play", **fields: Any) -> dict[str, Any]:
+def definition(name: str, seconds: float = 0.05, *more: object, mode: str = "play", **fields: Any) -> dict[str, Any]:
     """A job that plays for some seconds; ``mode`` is ``play``, ``fail`` (always, or so many times) or ``upload``."""
     base: dict[str, Any] = {"command": mode, "arguments": [str(a) for a in (seconds, *more)], "sync": {}}
     return {**base, "container_group_id": GROUP, "heartbeat_interval": 1, "tags": {"name": name}, **fields}

@@ -1,75 +1,72 @@
 """Starts, watches and ends a job's command from asyncio.
 
 The command's parent is ``supervisor.py``; its output comes straight to this process. Limits: Linux; works in any
-thread's loop, since it neither handles signals nor asks for a child watcher.
+thread's loop, since it neither handles signals nor needs a child watcher.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import json
+import io
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from kelpie_celery.errors import CommandError
-from kelpie_worker.command.output import Lines, OutputTail
+from kelpie_worker.command.orphans import end_orphans
+from kelpie_worker.command.output import OutputPipe, OutputTail
+from kelpie_worker.command.spec import CommandExit, CommandSpec, start_error
+from kelpie_worker.command.supervisor import KILL_PATIENCE_S
+
+__all__ = ["Command", "CommandExit", "CommandSpec"]
+
+log = logging.getLogger(__name__)
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_READ_BYTES = 65536
 _DRAIN_S = 1.0
 _START_S = 30.0
+_PATIENCE_S = KILL_PATIENCE_S + 5.0
+_LOOK_EVERY_S = 0.005
 
 
-@dataclass(frozen=True)
-class CommandSpec:
-    """What to run; the environment is the whole of it, and a secret."""
+@dataclass
+class _Spawned:
+    """A supervisor that awaits its order."""
 
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(repr=False)
-    cwd: Path
-
-
-@dataclass(frozen=True)
-class CommandExit:
-    """How a command ended: by a code of its own, or by a signal."""
-
-    code: int | None = None
-    signal: int | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether it succeeded."""
-        return self.code == 0
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    stdout: io.FileIO
+    stderr: io.FileIO
 
 
 class Command:
-    """A running command and its whole process tree."""
+    """A running command and its whole process tree; ``pid`` is the command's."""
 
-    def __init__(
-        self, popen: subprocess.Popen[bytes], channel: socket.socket, on_line: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, spawned: _Spawned, spec: CommandSpec, on_line: Callable[[str, str], None]) -> None:
         self.pid = 0
-        self._popen, self._channel, self._on_line = popen, channel, on_line
+        self._spec, self._on_line = spec, on_line
+        self._process, self._channel = spawned.process, spawned.channel
         self._loop = asyncio.get_running_loop()
         self._tail = OutputTail()
-        self._said = b""
-        self._started: asyncio.Future[None] = self._loop.create_future()
-        self._ended: asyncio.Future[CommandExit] = self._loop.create_future()
+        self._unread = b""
+        self._started: asyncio.Future[str] = self._loop.create_future()
+        self._closed = asyncio.Event()
         self._exit: CommandExit | None = None
-        self._gone = asyncio.Event()
-        self._open_streams = 0
-        self._streams_closed = asyncio.Event()
-        self._collector: asyncio.Task[None] | None = None
+        self._gone = False
+        self._channel.setblocking(False)
+        self._loop.add_reader(self._channel, self._heard)
+        self._pipes = [
+            OutputPipe(spawned.stdout, partial(self._line, "stdout")),
+            OutputPipe(spawned.stderr, partial(self._line, "stderr")),
+        ]
+        self._ended = asyncio.create_task(self._collect())
 
     @classmethod
     async def start(cls, spec: CommandSpec, on_line: Callable[[str, str], None]) -> Command:
@@ -81,67 +78,48 @@ class Command:
 
         Raises:
             CommandError: It cannot be started; the message says what is missing and what to do.
+            OSError: This machine is short of processes or memory.
         """
-        ours, theirs = socket.socketpair()
+        order = spec.encoded()
+        command = cls(_spawn(), spec, on_line)
         try:
-            popen = await asyncio.to_thread(_spawn, theirs.fileno())
+            async with asyncio.timeout(_START_S):
+                await command._launch(order)
+        except TimeoutError:
+            raise ChildProcessError(f"the command did not start within {_START_S:g} s") from None
         finally:
-            theirs.close()
-        command = cls(popen, ours, on_line)
-        try:
-            await command._launch(spec)
-        except BaseException:
-            await command._abandon()
-            raise
+            if not command.pid:
+                await command._give_up()
         return command
 
-    async def _launch(self, spec: CommandSpec) -> None:
-        order = json.dumps({"argv": list(spec.argv), "env": dict(spec.env), "cwd": str(spec.cwd)}).encode()
-        self._channel.setblocking(False)
-        await self._loop.sock_sendall(self._channel, len(order).to_bytes(4, "big") + order)
-        self._loop.add_reader(self._channel, self._heard)
-        for name, stream in (("stdout", self._popen.stdout), ("stderr", self._popen.stderr)):
-            assert stream is not None  # noqa: S101 - both are pipes, see _spawn
-            os.set_blocking(stream.fileno(), False)
-            self._open_streams += 1
-            lines = Lines(partial(self._line, name))
-            self._loop.add_reader(stream.fileno(), self._readable, stream.fileno(), lines)
-        async with asyncio.timeout(_START_S):
-            try:
-                await asyncio.shield(self._started)
-            except _NotStarted as e:
-                raise _explained(e, spec) from None
-        self._collector = asyncio.create_task(self._collect())
+    async def _launch(self, order: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self._loop.sock_sendall(self._channel, order)
+        what, *details = (await self._started).split()
+        if what == "pid":
+            self.pid = int(details[0])
+        elif what == "error":
+            raise start_error(details[0], int(details[1]), self._spec)
+        else:
+            said = "; ".join(self.last_lines(1, 500)) or "it was killed, perhaps for want of memory"
+            raise ChildProcessError(f"the supervisor ended before it had started the command: {said}")
 
-    async def _abandon(self) -> None:
-        self._loop.remove_reader(self._channel)
-        self._channel.close()
-        self._close_streams()
-        await asyncio.to_thread(self._popen.wait)
-        if self._started.done() and not self._started.cancelled():
-            self._started.exception()
+    async def _give_up(self) -> None:
+        """It has not started: let the supervisor end."""
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+        try:
+            await asyncio.wait({self._ended}, timeout=_DRAIN_S)
+        finally:
+            if not self._ended.done():
+                self._process.kill()
+                self._ended.cancel()
 
-    # -- what comes in --------------------------------------------------------------------------------------------
+    # -- what comes in ------------------------------------------------------------------------------------------------
 
     def _line(self, stream: str, line: str) -> None:
         self._tail.add(line)
         self._on_line(stream, line)
-
-    def _readable(self, fd: int, lines: Lines) -> None:
-        try:
-            data = os.read(fd, _READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            lines.feed(data)
-            return
-        lines.close()
-        self._loop.remove_reader(fd)
-        self._open_streams -= 1
-        if self._open_streams == 0:
-            self._streams_closed.set()
 
     def _heard(self) -> None:
         try:
@@ -150,105 +128,129 @@ class Command:
             return
         except OSError:
             data = b""
-        *lines, self._said = (self._said + data).split(b"\n")
+        *lines, self._unread = (self._unread + data).split(b"\n")
         for line in lines:
-            self._told(json.loads(line))
+            self._told(line.decode())
         if not data:
             self._loop.remove_reader(self._channel)
-            if not self._started.done():
-                self._started.set_exception(_NotStarted(0, "supervisor"))
-            self._gone.set()
+            self._told("closed")
+            self._closed.set()
 
-    def _told(self, what: dict[str, Any]) -> None:
-        if "pid" in what:
-            self.pid = what["pid"]
-            self._started.set_result(None)
-        elif "error" in what:
-            self._started.set_exception(_NotStarted(what["error"], what["at"]))
-        else:
-            self._exit = CommandExit(code=what.get("exit"), signal=what.get("signal"))
+    def _told(self, line: str) -> None:
+        what, *details = line.split()
+        if not self._started.done():
+            self._started.set_result(line)
+        elif what == "exit":
+            self._exit = CommandExit(code=int(details[0]))
+        elif what == "signal":
+            self._exit = CommandExit(signal=int(details[0]))
+        elif what == "gone":
+            self._gone = True
+            self._count_left(int(details[0]))
 
-    async def _collect(self) -> None:
-        await self._gone.wait()
-        if self._exit is None:
-            # The supervisor itself was killed; the command went with it (PDEATHSIG), its group goes now.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._exit = CommandExit(signal=int(signal.SIGKILL))
-        await asyncio.to_thread(self._popen.wait)
-        with contextlib.suppress(TimeoutError):
-            # The tree has gone, so its pipes close at once, unless something outside holds one.
-            async with asyncio.timeout(_DRAIN_S):
-                await self._streams_closed.wait()
-        self._close_streams()
-        self._channel.close()
-        self._ended.set_result(self._exit)
+    def _count_left(self, left: int) -> None:
+        if left:
+            log.error(
+                "processes of a job do not die; they are stuck in the kernel or belong to another user",
+                extra={"action": "processes_left", "count": left, **self._fields},
+            )
 
-    def _close_streams(self) -> None:
-        for stream in (self._popen.stdout, self._popen.stderr):
-            if stream is not None and not stream.closed:
-                self._loop.remove_reader(stream.fileno())
-                stream.close()
+    # -- its end ------------------------------------------------------------------------------------------------------
 
-    # -- what goes out --------------------------------------------------------------------------------------------
+    async def _collect(self) -> CommandExit:
+        """Wait for the end; whatever becomes of this task, everything is let go, and with the channel goes the tree."""
+        try:
+            await self._closed.wait()
+            await self._reap_supervisor()
+            if not self._gone and self.pid:
+                await self._clean_up_after_supervisor()
+            await asyncio.gather(*(pipe.finish(_DRAIN_S) for pipe in self._pipes))
+            return self._exit or CommandExit(signal=int(signal.SIGKILL))
+        finally:
+            self._loop.remove_reader(self._channel)
+            self._channel.close()
+            for pipe in self._pipes:
+                pipe.close()
+
+    async def _reap_supervisor(self) -> None:
+        # It is past its last line: no event is worth a thread that waits for it.
+        while self._process.poll() is None:
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _clean_up_after_supervisor(self) -> None:
+        left = await end_orphans(self.pid, self._spec.env)
+        log.error(
+            "the supervisor of a command was killed; the command and what it started were killed too",
+            extra={"action": "supervisor_lost", **self._fields},
+        )
+        self._count_left(left)
+
+    @property
+    def _fields(self) -> dict[str, object]:
+        return {"job_id": self._spec.env.get("KELPIE_JOB_ID", ""), "pid": self.pid}
+
+    # -- what goes out ------------------------------------------------------------------------------------------------
 
     def send_signal(self, signum: int) -> None:
         """Signal the whole tree; nothing happens when it has gone."""
-        if not self._gone.is_set():
+        self._order(f"signal {int(signum)}")
+
+    def _order(self, line: str) -> None:
+        if not self._closed.is_set() and not self._ended.done():
             with contextlib.suppress(OSError):
-                self._channel.send(f"{int(signum)}\n".encode())
+                self._channel.send(line.encode() + b"\n")
 
     async def wait(self) -> CommandExit:
-        """Wait until the command has ended, nothing of its tree is left and its output has been read."""
+        """Wait until the command has ended, nothing of its tree is left and its output has been handed out."""
         return await asyncio.shield(self._ended)
 
     async def stop(self, grace_s: float, first: int = signal.SIGTERM) -> CommandExit:
-        """End it: ``first`` to the whole tree, SIGKILL after ``grace_s`` seconds."""
-        if not self._ended.done() and grace_s > 0:
-            self.send_signal(first)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace_s):
-                    return await self.wait()
-        self.send_signal(signal.SIGKILL)
-        return await self.wait()
+        """End it: ``first`` to the whole tree, SIGKILL to what is left after ``grace_s`` seconds.
+
+        The shorter of several graces counts. With ``grace_s`` 0, SIGKILL at once.
+        """
+        self._order(f"stop {int(first)} {grace_s:f}")
+        try:
+            async with asyncio.timeout(grace_s + _PATIENCE_S):
+                return await self.wait()
+        except TimeoutError:
+            log.error(  # noqa: TRY400 - the traceback says nothing
+                "the supervisor of a command does not answer and is killed",
+                extra={"action": "supervisor_stuck", **self._fields},
+            )
+            self._process.kill()
+            return await self.wait()
+
+    @property
+    def tail(self) -> list[str]:
+        """The last lines of its output, both streams as they came."""
+        return self.last_lines(100, 16384)
 
     def last_lines(self, lines: int, max_bytes: int) -> list[str]:
-        """The last lines of its output, both streams as they came."""
+        """The last ``lines`` lines of its output, as many as fit into ``max_bytes``."""
         return self._tail.last(lines, max_bytes)
 
 
-class _NotStarted(Exception):
-    def __init__(self, error: int, at: str) -> None:
-        super().__init__(error, at)
-        self.error, self.at = error, at
+def _spawn() -> _Spawned:
+    """Start a supervisor. It takes a millisecond (vfork), so a thread would only be one more thing to wait for."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        out_read, out_write = _pipe()
+        err_read, err_write = _pipe()
+        with out_write, err_write:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_SUPERVISOR)],
+                stdin=theirs.fileno(),
+                stdout=out_write.fileno(),
+                stderr=err_write.fileno(),
+                start_new_session=True,  # a terminal's Ctrl-C is the worker's business
+                cwd="/",
+                # Nothing of the worker's secrets is there to be seen by the job; the loader may need its path.
+                env={name: text for name, text in os.environ.items() if name == "LD_LIBRARY_PATH"},
+            )
+    return _Spawned(process, ours, out_read, err_read)
 
 
-def _spawn(channel: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(channel)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        pass_fds=(channel,),
-        start_new_session=True,
-        # Nothing of the worker's environment stands in /proc for the job to read; the loader may need its path.
-        env={name: text for name, text in os.environ.items() if name == "LD_LIBRARY_PATH"},
-    )
-
-
-def _explained(e: _NotStarted, spec: CommandSpec) -> CommandError:
-    name = spec.argv[0]
-    if e.at == "cwd":
-        text = f"the working directory {spec.cwd} cannot be entered ({os.strerror(e.error)}); check KELPIE_WORKDIR"
-        return CommandError(text, reason="no_workdir")
-    if e.at == "command" and e.error in (errno.ENOENT, errno.ENOTDIR):
-        text = f"the command {name!r} was not found; give its full path, or install it in the image where PATH finds it"
-        return CommandError(text, reason="not_found")
-    if e.at == "command" and e.error:
-        why = os.strerror(e.error)
-        text = (
-            f"the command {name!r} cannot be executed ({why}); make it executable (chmod +x) and check its first line"
-        )
-        return CommandError(text, reason="not_executable")
-    return CommandError(f"the command {name!r} could not be started ({e.at})", reason="not_executable")
+def _pipe() -> tuple[io.FileIO, io.FileIO]:
+    reading, writing = os.pipe()
+    return io.FileIO(reading, "rb"), io.FileIO(writing, "wb")

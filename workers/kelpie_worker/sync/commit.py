@@ -40,6 +40,8 @@ from kelpie_worker.sync.verify import missing
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+WATCH_GIVE_UP_S = 60.0
+"""How long a checkpoint is tried beside the command before a newer one takes its place, seconds."""
 LATE_S = 120.0
 """How long a checkpoint may wait for a quiet moment before that is warned of, seconds."""
 _LONGEST_POLL_S = 60.0
@@ -89,6 +91,9 @@ class Commit(Protocol):
 
     def request_commit(self) -> None:
         """Commit now; from the first request on, only requests and `commit` do."""
+
+    def wind_down(self) -> None:
+        """Let `watch` end once what it is sending is sent; `commit` waits for that, instead of sending it again."""
 
     async def commit(self, why: str) -> CommitReport:
         """Bring the storage to the state of the disk, whole and verified; the command has ended.
@@ -158,8 +163,7 @@ class PlainCommit:
         self._on_commit, self._on_progress = on_commit, on_progress
         self.known = KnownFiles()
         self.commits = 0
-        self._patience = Patience(give_up_s, "commit_waits")
-        self._sender = Sender(Uploader(store, fence, self._sent), self.known, scratch, pack=compression)
+        self._sender = Sender(Uploader(store, fence, self._meter.add), self.known, scratch, pack=compression)
         self._settling = Settling()
         self._busy = asyncio.Lock()
         self._asked = asyncio.Event()
@@ -170,10 +174,7 @@ class PlainCommit:
         self._up_to_date: dict[Path, Snapshot] = {}
         self._waiting_since_s: float | None = None
         self._complained = ""
-
-    def _sent(self, count: int) -> None:
-        self._patience.sign_of_life()
-        self._meter.add(count)
+        self._winding_down = False
 
     async def prime(self, restored: RestoreReport) -> None:
         """See `Commit.prime`."""
@@ -193,6 +194,8 @@ class PlainCommit:
         failures = 0
         while True:
             await self._pause(failures)
+            if self._winding_down:
+                return
             try:
                 async with self._busy:
                     await self._look()
@@ -200,6 +203,10 @@ class PlainCommit:
             except (StorageUnavailable, LocalFileError, DiskFull) as error:
                 failures += 1
                 self._complain(error)
+
+    def wind_down(self) -> None:
+        """See `Commit.wind_down`."""
+        self._winding_down = True
 
     async def _pause(self, failures: int) -> None:
         if failures:
@@ -233,8 +240,12 @@ class PlainCommit:
         if due.outputs:
             self._output_sent_s.update((file.address, now_s) for file in due.outputs)
             async with self._meter.reporting(self._on_progress):
-                await self._sender.send(due.outputs, copy_first=True)
+                await self._sender.send(due.outputs, self._watch_patience(), copy_first=True)
         self._warn_if_late(due, now_s)
+
+    def _watch_patience(self) -> Patience:
+        # Not for long: when the storage is back, what is newest by then is what it should get.
+        return Patience(min(WATCH_GIVE_UP_S, self._give_up_s), "commit_waits")
 
     def _survey(self, now_s: float, asked: bool) -> _Due:
         """Look, compare, and decide; all that costs CPU, so that it can be counted."""
@@ -270,7 +281,7 @@ class PlainCommit:
         self._last_began_s = now_s
         try:
             async with self._meter.reporting(self._on_progress):
-                await self._apply(changes, tally, copy_first=True)
+                await self._apply(changes, tally, self._watch_patience(), copy_first=True)
         except BaseException:
             self._last_began_s = before_s  # what did not succeed is tried again soon
             raise
@@ -299,8 +310,8 @@ class PlainCommit:
         began_s, tally = _now(), _Tally()
         async with self._busy, self._meter.reporting(self._on_progress):
             await self._recheck()
-            self._patience.sign_of_life()
-            await self._patience.persist(partial(self._bring_up_to_date, tally))
+            patience = Patience(self._give_up_s, "commit_waits")
+            await patience.persist(partial(self._bring_up_to_date, tally, patience))
         return await self._report(why, tally, began_s)
 
     async def _recheck(self) -> None:
@@ -315,11 +326,11 @@ class PlainCommit:
                 if not same:
                     self.known.forget_stamp(address)
 
-    async def _bring_up_to_date(self, tally: _Tally) -> None:
+    async def _bring_up_to_date(self, tally: _Tally, patience: Patience) -> None:
         for _ in range(_PASSES):
             changes = await in_thread(lambda: self._changes(self._checkpoints, self._take_all()))
             if changes:
-                await self._apply(changes, tally, copy_first=False)
+                await self._apply(changes, tally, patience, copy_first=False)
             elif not await self._lost():
                 return
         left = ", ".join(tally.left[:3])
@@ -347,8 +358,8 @@ class PlainCommit:
     def _changes(self, blocks: Sequence[Placed], snapshots: dict[Path, Snapshot]) -> Differences:
         return self.known.differences(blocks, snapshots, pack=self._pack)
 
-    async def _apply(self, changes: Differences, tally: _Tally, *, copy_first: bool) -> None:
-        left = await self._sender.send(changes.changed, copy_first=copy_first)
+    async def _apply(self, changes: Differences, tally: _Tally, patience: Patience, *, copy_first: bool) -> None:
+        left = await self._sender.send(changes.changed, patience, copy_first=copy_first)
         tally.left = [str(file.path) for file in left]
         skipped = {file.address for file in left}
         sent = [file for file in changes.changed if file.address not in skipped]

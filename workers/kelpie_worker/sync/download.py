@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kelpie_celery.errors import StorageSetupError
+from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync.errors import DiskFull, disk_errors
 from kelpie_worker.sync.object_store import ObjectChanged, ObjectStore, StoredObject
 from kelpie_worker.sync.paths import TEMPORARY
@@ -37,6 +37,7 @@ _RANGES_OF_ONE = 4
 _WRITE_BYTES = 1024 * 1024
 _UNPACK_BYTES = 4 * 1024 * 1024
 _CHANGES = 3
+_CORRUPT = 5
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -105,7 +106,7 @@ class Downloader:
 
     async def _fetch_verified(self, bucket: str, found: StoredObject, temporary: Path) -> None:
         seen: set[str] = set()
-        while True:
+        while len(seen) < _CORRUPT:
             await self._fetch_whole(bucket, found, temporary)
             if not _MD5.fullmatch(found.etag):
                 return
@@ -117,6 +118,10 @@ class Downloader:
                 log.info("an ETag is no MD5", extra={"action": "etag_no_md5", "bucket": bucket, "key": found.key})
                 return
             seen.add(digest)
+        raise StorageUnavailable(
+            f"bucket {bucket!r}, object {found.key!r}: what arrives is damaged, {_CORRUPT} times differently",
+            bucket=bucket, key=found.key,
+        )  # fmt: skip
 
     async def _fetch_whole(self, bucket: str, found: StoredObject, temporary: Path) -> None:
         with disk_errors(temporary):

@@ -29,6 +29,10 @@ class ObjectChanged(StorageUnavailable):
     """The object is not the one that was listed any more; look again."""
 
 
+class UploadGone(StorageUnavailable):
+    """The upload in parts is gone: completed before, aborted by somebody, or cleaned away; begin a new one."""
+
+
 class Body(Protocol):
     """Bytes to send, of known length and digest; they can be read again for another try."""
 
@@ -78,12 +82,20 @@ class ObjectStore(Protocol):
         """Begin an upload in parts; its id."""
 
     async def put_part(self, bucket: str, key: str, upload_id: str, number: int, body: Body) -> str:
-        """Send part ``number`` (from 1), invisible until ``complete``; its ETag."""
+        """Send part ``number`` (from 1), invisible until ``complete``; its ETag.
+
+        Raises:
+            UploadGone: There is no such upload.
+        """
 
     async def complete(
         self, bucket: str, key: str, upload_id: str, part_etags: Sequence[str], fence: Fence
     ) -> StoredObject:
-        """Make an upload in parts visible."""
+        """Make an upload in parts visible.
+
+        Raises:
+            UploadGone: There is no such upload.
+        """
 
     async def abort(self, bucket: str, key: str, upload_id: str) -> None:
         """Give up an upload in parts; one that is gone already counts as given up."""

@@ -104,12 +104,8 @@ class Outputs:
         self._scratch, self._pack, self._on_progress = scratch, pack, on_progress
         self._meter = Meter("outputs", parent=meter)
         self._patience = Patience(give_up_s, "outputs_wait")
-        self._uploader = Uploader(store, fence, self._sent)
+        self._uploader = Uploader(store, fence, self._meter.add)
         self._done: dict[Address, KnownFile] = {}
-
-    def _sent(self, count: int) -> None:
-        self._patience.sign_of_life()
-        self._meter.add(count)
 
     async def upload(self, blocks: Sequence[Placed]) -> tuple[OutputFile, ...]:
         """Send everything.
@@ -164,7 +160,7 @@ class Outputs:
         copy_to = self._scratch / f"output-{len(self._done)}-{file.stamp.inode}" if self._pack else None
         captured = await capture(path, copy_to=copy_to, pack=self._pack)
         try:
-            stored = await self._uploader.upload(captured, *file.address)
+            stored = await self._uploader.upload(captured, *file.address, self._patience)
         finally:
             captured.close()
         self._done[file.address] = KnownFile(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from kelpie_celery.errors import StorageError, StorageSetupError, StorageUnavailable
-from kelpie_worker.sync.object_store import ObjectChanged
+from kelpie_worker.sync.object_store import ObjectChanged, UploadGone
 
 # Answers with a 4xx status that are no fault of the user's: throttling, a request cut or damaged on its way, a race.
 _PASSING = frozenset({
@@ -45,10 +45,6 @@ _TAG = re.compile(r"<(Code|Message)>([^<]*)</\1>")
 
 class LateRequest(StorageUnavailable):
     """The storage refused a presigned request because its time had run out."""
-
-
-class UploadGone(StorageUnavailable):
-    """The upload in parts is gone: completed before, aborted by somebody, or cleaned away; begin a new one."""
 
 
 @dataclass(frozen=True)

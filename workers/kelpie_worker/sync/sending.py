@@ -18,6 +18,7 @@ from pathlib import Path
 from kelpie_worker.sync.bodies import FileChanged
 from kelpie_worker.sync.errors import DiskFull
 from kelpie_worker.sync.known import Address, KnownFiles, LocalFile
+from kelpie_worker.sync.retry import Patience
 from kelpie_worker.sync.stable_read import Captured, capture, space_for_copies
 from kelpie_worker.sync.threads import in_thread, run_bounded
 from kelpie_worker.sync.upload import PARTS_AT_ONCE, Uploader
@@ -40,11 +41,12 @@ class Sender:
         self._scratch, self._pack = scratch, pack
         self._names = itertools.count()
 
-    async def send(self, files: Sequence[LocalFile], *, copy_first: bool) -> list[LocalFile]:
+    async def send(self, files: Sequence[LocalFile], patience: Patience, *, copy_first: bool) -> list[LocalFile]:
         """Send files.
 
         Args:
             files: The oldest first.
+            patience: With a storage that is away.
             copy_first: Take copies of all of them before the first is sent, where the disk has room: then what is
                 stored is the state of one moment, however slow the line.
 
@@ -54,7 +56,7 @@ class Sender:
         captured = await self._copy_all(files) if copy_first else dict[Address, Captured]()
         skipped: list[LocalFile] = []
         try:
-            one = partial(self._one, captured, skipped)
+            one = partial(self._one, patience, captured, skipped)
             await run_bounded(files[:-STRICTLY], one, PARTS_AT_ONCE)
             await run_bounded(files[-STRICTLY:], one, 1)
         finally:
@@ -80,7 +82,9 @@ class Sender:
         copy_to = self._scratch / f"copy-{next(self._names)}" if copy or self._pack else None
         return await capture(file.path, copy_to=copy_to, pack=self._pack)
 
-    async def _one(self, ready: dict[Address, Captured], skipped: list[LocalFile], file: LocalFile) -> None:
+    async def _one(
+        self, patience: Patience, ready: dict[Address, Captured], skipped: list[LocalFile], file: LocalFile
+    ) -> None:
         try:
             captured = ready.pop(file.address, None) or await self._capture(file, copy=False)
         except FileChanged:
@@ -88,7 +92,7 @@ class Sender:
             return
         try:
             if captured.stamp == file.stamp:
-                self._known.note_stored(file, await self._uploader.upload(captured, *file.address))
+                self._known.note_stored(file, await self._uploader.upload(captured, *file.address, patience))
             else:
                 skipped.append(file)  # written to since the commit was decided: it belongs to the next one
         except FileChanged:

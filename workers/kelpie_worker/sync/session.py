@@ -49,6 +49,12 @@ log = logging.getLogger(__name__)
 OpenStore = Callable[[], AbstractAsyncContextManager[ObjectStore]]
 
 
+async def _end(task: asyncio.Future[None]) -> None:
+    """Cancel a task and wait for it; whatever it failed with, the last commit has met as well."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 class SyncSession:
     """See the module; made by `open`, used as an async context manager."""
 
@@ -190,8 +196,15 @@ class SyncSession:
         """
         if self._commit is None or not self._plan.during:
             await asyncio.Event().wait()
-        else:
-            await self._commit.watch()
+            return
+        watching = asyncio.ensure_future(self._commit.watch())
+        self._stack.push_async_callback(_end, watching)
+        try:
+            await asyncio.shield(watching)
+        except asyncio.CancelledError:
+            # A checkpoint that is half sent when the command ends is not thrown away: the last commit waits for it.
+            self._commit.wind_down()
+            raise
 
     def request_commit(self) -> None:
         """The job says that its checkpoint is whole: store it now, and from now on only when it says so."""

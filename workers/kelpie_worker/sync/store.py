@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -27,8 +28,8 @@ from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.fence import Fence
-from kelpie_worker.sync.object_store import Body, ObjectChanged, ObjectStore, Sink, StoredObject
-from kelpie_worker.sync.s3_errors import Doing, UploadGone, from_exception
+from kelpie_worker.sync.object_store import Body, ObjectChanged, ObjectStore, Sink, StoredObject, UploadGone
+from kelpie_worker.sync.s3_errors import Doing, from_exception
 from kelpie_worker.sync.signing import StorageClock
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ async def open_store(config: StorageConfig, clock: Clock | None = None) -> Async
         )
     # A profile or a file of the machine's, which belongs to a stranger, has no say in where the data goes.
     session = AioSession({"profile": (None, None, None, None), "config_file": (None, None, os.devnull, None)})
+    session.register_component("data_loader", _loader())
     client = session.create_client(
         "s3", endpoint_url=config.endpoint_url, region_name=config.region,
         aws_access_key_id=config.access_key, aws_secret_access_key=config.secret_key,
@@ -75,6 +77,14 @@ async def open_store(config: StorageConfig, clock: Clock | None = None) -> Async
     storage_clock = StorageClock(clock or SystemClock())
     async with client as s3, Wire(config, storage_clock) as wire:
         yield S3Store(s3, wire, config, storage_clock)
+
+
+@functools.cache
+def _loader() -> Any:
+    """The descriptions of S3 that botocore works by, read once a process; clients belong to one loop each."""
+    from botocore.loaders import create_loader  # noqa: PLC0415
+
+    return create_loader()
 
 
 class S3Store:

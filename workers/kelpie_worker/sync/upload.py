@@ -3,7 +3,7 @@
 Memory: at most `PARTS_AT_ONCE` bodies are under way, each of which holds one piece of 512 KiB (and as much again on its
 way through the event loop), whatever the size of the file.
 
-Limits: one try of each part is the store's few tries; longer patience is the caller's.
+Limits: a file that was begun in one attempt is not continued by the next one.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeVar
 
-from kelpie_celery.errors import KelpieError
+from kelpie_celery.errors import KelpieError, StorageUnavailable
 from kelpie_worker.sync.bodies import FileBody
 from kelpie_worker.sync.fence import Fence
-from kelpie_worker.sync.object_store import ObjectStore, StoredObject
+from kelpie_worker.sync.object_store import ObjectStore, StoredObject, UploadGone
+from kelpie_worker.sync.retry import Patience
 from kelpie_worker.sync.stable_read import Captured, Digests
 from kelpie_worker.sync.threads import run_bounded
 
@@ -25,6 +28,9 @@ log = logging.getLogger(__name__)
 
 PARTS_AT_ONCE = 8
 _ABORT_S = 10.0
+_BEGINNINGS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Stored:
 
 
 class Uploader:
-    """Sends files; one for all transfers of an attempt, so that all of them together keep to the bound.
+    """Sends files; one for all transfers of a kind, so that all of them together keep to the bound.
 
     Args:
         store: The storage.
@@ -55,8 +61,14 @@ class Uploader:
         self._store, self._fence, self._on_sent = store, fence, on_sent
         self._free = asyncio.Semaphore(PARTS_AT_ONCE)
 
-    async def upload(self, captured: Captured, bucket: str, key: str) -> Stored:
+    async def upload(self, captured: Captured, bucket: str, key: str, patience: Patience) -> Stored:
         """Send a file; it is closed by the caller.
+
+        Args:
+            captured: The file.
+            bucket: Where to.
+            key: Likewise.
+            patience: With a storage that is away. What it has taken by then is not sent again.
 
         Raises:
             FileChanged: It was written to meanwhile; nothing became visible.
@@ -66,26 +78,39 @@ class Uploader:
         bodies = captured.bodies(self._on_sent)
         if len(bodies) == 1:
             async with self._free:
-                stored = await self._store.put(bucket, key, bodies[0], self._fence)
+                stored = await patience.persist(partial(self._store.put, bucket, key, bodies[0], self._fence))
         else:
-            stored = await self._in_parts(bodies, bucket, key)
+            stored = await self._in_parts(bodies, bucket, key, patience)
         return Stored(stored, captured, captured.sent)
 
-    async def _in_parts(self, bodies: list[FileBody], bucket: str, key: str) -> StoredObject:
-        upload_id = await self._store.begin(bucket, key)
-        try:
-            etags = [""] * len(bodies)
+    async def _in_parts(self, bodies: list[FileBody], bucket: str, key: str, patience: Patience) -> StoredObject:
+        for _ in range(_BEGINNINGS):
+            upload_id = await patience.persist(partial(self._store.begin, bucket, key))
+            try:
+                return await self._all_parts(_Upload(bucket, key, upload_id), bodies, patience)
+            except _Begone:
+                continue
+            except BaseException:
+                await self._abort(bucket, key, upload_id)
+                raise
+        raise StorageUnavailable(
+            f"bucket {bucket!r}, object {key!r}: its upload is aborted by somebody again and again; see whether the"
+            " bucket has a rule that removes unfinished uploads too soon",
+            bucket=bucket, key=key,
+        )  # fmt: skip
 
-            async def send(numbered: tuple[int, FileBody]) -> None:
-                number, body = numbered
-                async with self._free:
-                    etags[number - 1] = await self._store.put_part(bucket, key, upload_id, number, body)
+    async def _all_parts(self, upload: _Upload, bodies: list[FileBody], patience: Patience) -> StoredObject:
+        etags = [""] * len(bodies)
 
-            await run_bounded(enumerate(bodies, 1), send, PARTS_AT_ONCE)
-            return await self._store.complete(bucket, key, upload_id, etags, self._fence)
-        except BaseException:
-            await self._abort(bucket, key, upload_id)
-            raise
+        async def send(numbered: tuple[int, FileBody]) -> None:
+            number, body = numbered
+            async with self._free:
+                part = partial(self._store.put_part, *upload, number, body)
+                etags[number - 1] = await patience.persist(partial(_unless_gone, part))
+
+        await run_bounded(enumerate(bodies, 1), send, PARTS_AT_ONCE)
+        complete = partial(self._store.complete, *upload, etags, self._fence)
+        return await patience.persist(partial(_unless_gone, complete))
 
     async def _abort(self, bucket: str, key: str, upload_id: str) -> None:
         """Leave no parts behind, which cost money; a bounded wait, also while being cancelled."""
@@ -102,3 +127,20 @@ class Uploader:
             abort.cancel()
             with contextlib.suppress(asyncio.CancelledError, KelpieError):
                 await abort
+
+
+class _Upload(NamedTuple):
+    bucket: str
+    key: str
+    upload_id: str
+
+
+class _Begone(Exception):
+    """The upload is gone, which patience does not mend."""
+
+
+async def _unless_gone(operation: Callable[[], Awaitable[T]]) -> T:
+    try:
+        return await operation()
+    except UploadGone:
+        raise _Begone from None

@@ -1,0 +1,53 @@
+"""Celery's Redis result backend: of a job it tells what the ledger decided, or nothing.
+
+Celery takes an error of its own bookkeeping (Redis was away when the result was to be stored, say) for a failure of the
+task: it stores FAILURE, counts a failed chord part and calls the error callbacks, although the job completed. Here such
+an error ends the bookkeeping; the outbox is still open, and a replay does all of it again.
+
+Limits: ordinary tasks are left alone. It overrides two private methods of Celery 5.7 (``celery/backends/redis.py``).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from celery.backends.redis import RedisBackend
+
+from kelpie_celery.canvas import JOB_TASK
+from kelpie_celery.errors import JobFailed, KelpieError
+from kelpie_celery.patience import TRANSIENT
+
+
+class BookkeepingFailed(KelpieError):
+    """Celery could not be told how a job ended; it will be told again."""
+
+
+class Backend(RedisBackend):
+    """Result backend of every kelpie app."""
+
+    def mark_as_failure(
+        self, task_id: str, exc: Exception, traceback: Any = None, request: Any = None, *args: Any, **more: Any
+    ) -> Any:
+        """Store a failure; of a job, only the one that the ledger knows of.
+
+        Raises:
+            BookkeepingFailed: ``exc`` is no failure of the job.
+        """
+        if getattr(request, "task", None) == JOB_TASK and not isinstance(exc, JobFailed):
+            raise BookkeepingFailed(
+                f"Celery was not told of job {task_id}: {type(exc).__name__}; it will be told again"
+            ) from exc
+        return super().mark_as_failure(task_id, exc, traceback, request, *args, **more)
+
+    def chord_error_from_stack(self, callback: Any, exc: Exception | None = None) -> Any:
+        """Fail a chord's body, unless it is only Redis that is away: then a replay publishes the body."""
+        cause = sys.exc_info()[1]
+        if isinstance(cause, TRANSIENT):
+            raise cause
+        return super().chord_error_from_stack(callback, exc)
+
+    def _chord_publish_claim_expires(self, initial_expires: float, callback: Any) -> float:  # noqa: ARG002
+        # Celery adds what its publish retries may take, 22 s in all, for which a chord whose worker was killed stands
+        # still. Ours is one call, and the body goes out once by its id even if two think that they hold the claim.
+        return initial_expires

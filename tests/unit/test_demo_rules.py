@@ -1,0 +1,222 @@
+"""Whom the demo strikes, what it counts as redone, what it accepts as success, and what it shows."""
+
+from __future__ import annotations
+
+import io
+import signal
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kelpie_celery.clock import ManualClock
+from kelpie_celery.definition import parse_definition
+from kelpie_celery.demo import plan, verify
+from kelpie_celery.demo.chaos import Struck, by_signal, choose, missed, ripe
+from kelpie_celery.demo.plan import Sizes, Strike
+from kelpie_celery.demo.table import LINE_EVERY_S, Display, line, table
+from kelpie_celery.demo.watch import Steps, Watch
+from kelpie_celery.ledger.records import AttemptRecord, JobRecord, Progress
+from kelpie_celery.ledger.types import GroupCounts
+from kelpie_celery.lifecycle import Phase, Status
+
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+PLAN = plan.make(Sizes(sweeps=1000, epochs=10, resamples=100))
+
+
+def running(progress: float | None = 0.3, commits: int = 1, **fields: Any) -> JobRecord:
+    """A record of a job that executes."""
+    said = None if progress is None else Progress(progress=progress, message=f"{progress * 100:.0f}/100 sweeps, from 0")
+    base = {"id": "j", "container_group_id": plan.GROUP, "status": Status.RUNNING, "phase": Phase.EXECUTING}
+    more = {"attempt": 1, "machine_id": "machine-1", "num_commits": commits, "progress": said}
+    return JobRecord.model_validate({**base, **more, **fields})
+
+
+def attempt(n: int, outcome: str | None, reason: str | None = None) -> AttemptRecord:
+    return AttemptRecord(n=n, machine="machine-1", started=0.0, outcome=outcome, reason=reason)
+
+
+def completed(*attempts: AttemptRecord, **fields: Any) -> JobRecord:
+    """A record of a job that was completed once."""
+    history = [*attempts, attempt(len(attempts) + 1, "completed", "done")]
+    ended = {"status": Status.COMPLETED, "phase": None, "completions": 1, "attempts": history}
+    return running(**{**ended, **fields})
+
+
+# -- the plan --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", PLAN.jobs, ids=lambda job: job.name)
+def test_each_planned_job_is_a_valid_definition(job: plan.PlannedJob) -> None:
+    definition = parse_definition(job.definition())
+    assert [definition.command, *definition.arguments] == job.argv
+    assert (plan.PROGRAMS / job.program).is_file()
+
+
+def test_the_strikes_name_jobs_of_the_plan_and_are_as_many_as_promised() -> None:
+    assert {strike.victim for strike in plan.STRIKES} <= {job.name for job in PLAN.jobs}
+    signals = [strike.signum for strike in plan.STRIKES]
+    assert signals.count(KILL) >= 4
+    assert signals.count(TERM) >= 2
+
+
+def test_the_blocks_write_where_the_gathering_reads() -> None:
+    assert all(block.outputs.startswith(PLAN.gather.inputs) for block in PLAN.blocks)
+    assert PLAN.gather.parents == len(PLAN.blocks)
+    prefixes = [job.outputs for job in PLAN.jobs]
+    assert len(set(prefixes)) == len(prefixes)
+
+
+# -- whom to strike --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        running(commits=0),
+        running(progress=None),
+        running(progress=0.9),
+        running(phase=Phase.RESTORING),
+        running(phase=Phase.UPLOADING),
+        running(status=Status.PENDING, phase=None),
+        completed(),
+    ],
+    ids=["no commit", "no report", "nearly done", "restoring", "uploading", "pending", "completed"],
+)
+def test_a_job_that_has_nothing_to_lose_or_is_about_to_end_is_not_ripe(record: JobRecord) -> None:
+    assert ripe(running())
+    assert not ripe(record)
+
+
+def test_the_first_strike_with_a_ripe_victim_is_made() -> None:
+    strikes = [Strike("a", KILL), Strike("b", TERM)]
+    assert choose(strikes, {"a": running(commits=0), "b": running()}) == (strikes[1], "b")
+    assert choose(strikes, {"a": running(), "b": running()}) == (strikes[0], "a")
+
+
+def test_a_strike_that_waits_for_its_victim_is_not_made_on_another() -> None:
+    assert choose([Strike("a", KILL)], {"a": running(commits=0), "b": running()}) == (None, "")
+
+
+def test_a_strike_whose_victim_is_done_goes_to_the_ripe_job_that_was_struck_least() -> None:
+    strike = Strike("a", KILL)
+    jobs = {"a": completed(), "b": running(num_interruptions=2), "c": running(num_interruptions=1)}
+    assert choose([strike], jobs) == (strike, "c")
+    assert choose([strike], {"a": completed(), "b": completed()}) == (None, "")
+
+
+def test_a_strike_missed_when_the_attempt_had_ended_by_itself() -> None:
+    struck = Struck(Strike("a", KILL), "a", 1, "machine-1")
+    assert missed(struck, [attempt(1, "completed", "done")])
+    assert not missed(struck, [attempt(1, None)])
+    assert not missed(struck, [attempt(1, "interruption", "lease_expired"), attempt(2, "completed", "done")])
+
+
+def test_strikes_are_counted_by_signal() -> None:
+    strikes = [Struck(Strike("a", s), "a", 1, "m") for s in (KILL, TERM, KILL)]
+    assert by_signal(strikes) == {"SIGKILL": 2, "SIGTERM": 1}
+
+
+# -- what was redone -------------------------------------------------------------------------------------------------
+
+
+def test_work_between_the_last_report_and_the_next_resumption_was_redone() -> None:
+    steps = Steps()
+    for number, message in [(1, "10/100 sweeps, from 0"), (1, "40/100 sweeps, from 0"), (2, "35/100 sweeps, from 30")]:
+        steps.take(number, message)
+    assert (steps.redone, steps.redone_share) == (10, 0.1)
+    steps.take(3, "35/100 sweeps, from 35")
+    assert steps.redone == 10
+
+
+def test_reports_of_another_form_are_left_out() -> None:
+    steps = Steps()
+    steps.take(1, "loading")
+    assert (steps.redone, steps.redone_share) == (0, 0.0)
+
+
+def test_redone_seconds_are_at_the_pace_of_the_uninterrupted_run() -> None:
+    watch = Watch()
+    watch.look({"a": running(0.5), "b": running(0.9, status=Status.PENDING, phase=None)})
+    resumed = Progress(progress=0.4, message="40/100 sweeps, from 40")
+    watch.look({"a": running(attempt=2).model_copy(update={"progress": resumed})})
+    assert watch.redone_s({"a": 20.0}) == pytest.approx(2.0)
+    assert watch.redone_s({}) == 0
+
+
+# -- what counts as success ------------------------------------------------------------------------------------------
+
+
+def test_jobs_completed_once_without_a_failure_are_accepted() -> None:
+    assert verify.of_jobs({"a": completed(attempt(1, "interruption", "lease_expired"))}) == []
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (running(), "a is running"),
+        (completed(completions=2), "completed 2 times"),
+        (completed(attempt(1, "completed", "done")), "by 2 attempts"),
+        (completed(num_failures=1, reason="exit_code"), "1 failures: exit_code"),
+    ],
+)
+def test_a_job_that_did_not_complete_cleanly_is_a_problem(record: JobRecord, words: str) -> None:
+    (problem,) = verify.of_jobs({"a": record})
+    assert words in problem
+
+
+def test_a_body_that_ran_beside_the_plan_is_a_problem() -> None:
+    assert verify.of_group(GroupCounts(completed=7), 7) == []
+    assert verify.of_group(GroupCounts(completed=8), 7) != []
+    assert verify.of_group(GroupCounts(completed=7, pending=1), 7) != []
+
+
+def test_each_planned_strike_must_have_been_made_and_be_in_the_history() -> None:
+    strike = Strike("a", KILL)
+    records = {"a": completed(attempt(1, "interruption", "lease_expired"))}
+    assert verify.of_strikes([Struck(strike, "a", 1, "m")], [strike], records) == []
+    (missing,) = verify.of_strikes([], [strike], records)
+    assert missing == "0 of 1 planned SIGKILL were made"
+    gone = {"a": completed(attempt(1, "interruption", "worker_shutdown"))}
+    (wrong,) = verify.of_strikes([Struck(strike, "a", 1, "m")], [strike], gone)
+    assert "'worker_shutdown'" in wrong
+
+
+def test_outputs_must_be_the_same_files_with_the_same_bytes() -> None:
+    assert verify.of_outputs("a", {"x": b"1"}, {"x": b"1"}) == []
+    problems = verify.of_outputs("a", {"x": b"1", "y": b""}, {"x": b"2", "z": b""})
+    assert problems == [
+        "a: z is missing on the storage",
+        "a: y is on the storage, but not expected",
+        "a: x differs from that of the uninterrupted run",
+    ]
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+SHOWN = {
+    "ising-0": running(0.42, num_interruptions=1, attempt=2),
+    "train-40": completed(num_interruptions=2),
+    "gather": running(None, status=Status.DRAFT, phase=None, attempt=0, machine_id=None),
+}
+
+
+def test_the_table_shows_status_machine_progress_and_the_last_kills() -> None:
+    console = Console(file=io.StringIO(), width=160, record=True)
+    console.print(table(SHOWN, [Struck(Strike("ising-0", KILL), "ising-0", 1, "machine-3")]))
+    text = console.export_text()
+    for words in ("running, executing", "machine-1", "42/100 sweeps", "draft", "SIGKILL machine-3"):
+        assert words in text
+
+
+def test_without_a_terminal_there_is_a_line_every_few_seconds() -> None:
+    clock, console = ManualClock(), Console(file=io.StringIO(), width=200, record=True)
+    display = Display(console, clock)
+    with display.live():
+        display.show(SHOWN, [])
+        clock.advance(LINE_EVERY_S)
+        display.show(SHOWN, [])
+        display.show(SHOWN, [])
+    lines = console.export_text().splitlines()
+    assert [text.strip() for text in lines] == [f"{LINE_EVERY_S:.1f} s  {line(SHOWN)}"]
+    assert line(SHOWN) == "ising-0 42% #2 | train-40 completed | gather draft | interruptions 3"
