@@ -19,7 +19,7 @@ from benchmarks.figures import Figure, Target
 from kelpie_celery.client import Kelpie
 
 ROUNDS = 3
-ONE_BY_ONE, MANY, BATCHED = 1000, 10_000, 4000
+ONE_BY_ONE, MANY, BATCHED = 600, 10_000, 2500
 TIMES_SEND_TASK = 2.0
 _PAYLOAD_BYTES = 600  # makes a message of about 1.8 kB on the list
 

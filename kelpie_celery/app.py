@@ -161,12 +161,16 @@ class KelpieApp(Celery):
             return self.tasks[JOB_TASK].apply_async(args, kwargs, **options)
         follows_a_job = in_a_job()
         if not follows_a_job:
-            return super().send_task(name, args, kwargs, **Detacher(self.ledger).options(options))
+            return super().send_task(name, args, kwargs, **self._detached(options))
         return until_the_ledger_answers(lambda: self._send_once(name, args, kwargs, options))
+
+    def _detached(self, options: dict[str, Any]) -> dict[str, Any]:
+        workflow = options.get("group_id") or options.get("task_id") or uuid()
+        return Detacher(self.ledger, str(workflow)).options(options)
 
     def _send_once(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         # A worker killed between this publish and its own bookkeeping publishes again, under the same id.
-        options = Detacher(self.ledger).options(options)
+        options = self._detached(options)
         options["task_id"] = options.get("task_id") or uuid()
         options.pop("connection", None)
         capture = Capture()

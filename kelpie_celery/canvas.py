@@ -4,6 +4,9 @@ The later steps of a chain, links and chord bodies travel inside an earlier step
 such signature is copied, its definition becomes a draft in the ledger, and its last argument becomes its own task id.
 Plain tasks get a fixed id, so that what is published again has the same one.
 
+Celery freezes the ids of a canvas when it is applied, all but the first one's: applied again, its later steps would be
+those of the first time. That is refused.
+
 Limits: signatures as Celery 5 builds them (chain, group, chord, link, link_error, nested); ``chunks`` and ``map`` of
 jobs are not understood.
 """
@@ -16,6 +19,7 @@ from typing import Any
 from celery.utils import uuid
 
 from kelpie_celery.definition import JobDefinition, parse_definition
+from kelpie_celery.errors import JobExists
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.ledger import Ledger
 
@@ -25,10 +29,21 @@ _LISTS = ("link", "link_error", "chain")
 
 
 class Detacher:
-    """Detaches the definitions of one message's workflow; ``drafts`` are the keys that the message refers to then."""
+    """Detaches the definitions of one message's workflow.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    Attributes:
+        drafts: The keys that the message refers to then.
+    """
+
+    def __init__(self, ledger: Ledger, workflow: str) -> None:
+        """A detacher for one message.
+
+        Args:
+            ledger: Takes the drafts.
+            workflow: The same for all messages of one application of a canvas that embed the same step: the group of a
+                chord's parts, else the task that the message is for.
+        """
+        self._ledger, self._workflow = ledger, workflow
         self.drafts: list[str] = []
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -69,9 +84,14 @@ class Detacher:
         job_id = options.setdefault("task_id", uuid())
         if args and isinstance(args[-1], Mapping | JobDefinition):
             definition = parse_definition(args[-1])
-            self._ledger.draft(job_id, definition.container_group_id, definition.to_json())
+            group, text = definition.container_group_id, definition.to_json()
+            if not self._ledger.draft(job_id, group, text, self._workflow):
+                raise JobExists(
+                    f"step {job_id} belongs to a workflow that was submitted before; "
+                    "call .clone() on a signature or canvas before each apply"
+                )
             options["queue"] = keys.queue_name(definition.container_group_id)
             copy["args"] = [*args[:-1], job_id]
-        group = keys.group_of_queue(options.get("queue") or "") or self._ledger.group_of(job_id)
-        if group:
-            self.drafts.append(keys.job(group, job_id))
+        held = keys.group_of_queue(options.get("queue") or "") or self._ledger.group_of(job_id)
+        if held:
+            self.drafts.append(keys.job(held, job_id))

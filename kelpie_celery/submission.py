@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 def job_name(definition: JobDefinition) -> str:
     """A short name that holds nothing secret: the tag ``name``, else the command without its arguments."""
-    return definition.tags.get("name") or PurePath(definition.command).name
+    return definition.tags.get("name") or definition.command.rpartition("/")[2] or definition.command
 
 
 def description(definition: JobDefinition) -> str:
@@ -64,7 +63,8 @@ def new_job(
         priority=level,
         heartbeat_s=definition.heartbeat_interval,
         max_failures=definition.max_failures,
-        digest=definition.digest(),
+        # Only the holder of an idempotency key is ever compared by it, and it costs as much as the rest.
+        digest=definition.digest() if definition.idempotency_key else "",
         parents=compact(list(parents)),
         delay_s=delay_s,
         idempotency_key=definition.idempotency_key or "",

@@ -113,7 +113,7 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         *parents, last = args
         stored = last == job_id
         definition = self._stored_definition(job_id) if stored else parse_definition(last)
-        detacher = Detacher(ledger)
+        detacher = Detacher(ledger, str(options.get("group_id") or job_id))
         opts = detacher.options({k: v for k, v in options.items() if k not in _OURS})
         delay_s = self._delay_s(opts.pop("countdown", None), opts.pop("eta", None))
         priority = opts.pop("priority", None)

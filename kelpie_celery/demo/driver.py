@@ -116,7 +116,7 @@ class Demo:
             self._directory, workers=0, group=plan.GROUP, bucket=plan.BUCKET, s3=server, clock=self._clock,
             env={**plan.LIVELY, "TMPDIR": str(temporary)},
         )  # fmt: skip
-        self._exits += [server.close, stack.kill]
+        self._exits += [server.close, lambda: _kill(server), stack.kill]
         server.start()
         s3 = server.client()
         number = inputs.upload(s3, self._directory / "reference")
@@ -207,6 +207,12 @@ def _unsubscribe(gathered: Any) -> None:
     """
     for result in (gathered, *gathered.parent.results):
         result.backend.result_consumer.cancel_for(result.id)
+
+
+def _kill(server: SeaweedServer) -> None:
+    """An orderly stop takes seconds, and what the storage acknowledged survives this too."""
+    if server.running:
+        server.kill()
 
 
 def why(error: Exception) -> str:

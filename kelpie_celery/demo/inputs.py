@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-GATHER_S = 2.0
+GATHER_S = 3.0
 """How long the gathering would take on a core of its own, in seconds."""
 
 _PROBE_S = 0.25

@@ -30,7 +30,9 @@ def of_jobs(records: Mapping[str, JobRecord]) -> list[str]:
         if (record.completions, done) != (1, 1):
             problems.append(f"{name} was completed {record.completions} times, by {done} attempts")
         if record.num_failures:
-            problems.append(f"{name} counts {record.num_failures} failures: {record.reason} {record.message}")
+            failed = [attempt for attempt in record.attempts if attempt.outcome == Outcome.FAILURE]
+            told = "; ".join(f"attempt {a.n} on {a.machine}: {a.reason}: {a.message}" for a in failed)
+            problems.append(f"{name} counts {record.num_failures} failures: {told}")
     return problems
 
 
@@ -43,7 +45,8 @@ def of_group(counts: GroupCounts, jobs: int) -> list[str]:
 def of_strikes(made: Sequence[Struck], planned: Sequence[Strike], records: Mapping[str, JobRecord]) -> list[str]:
     """As many machines were killed as planned, and the ledger tells of each."""
     problems = []
-    hits, wanted = Counter(s.strike.signum for s in made), Counter(strike.signum for strike in planned)
+    hits = Counter(struck.strike.signum for struck in made)
+    wanted = Counter(strike.signum for strike in planned if strike.required)
     for signum, number in wanted.items():
         if hits[signum] < number:
             problems.append(f"{hits[signum]} of {number} planned {signum.name} were made")

@@ -106,9 +106,9 @@ class Ledger:
             )
         return Submitted(text(row[0]), text(row[1]), Status(text(row[2])))
 
-    def draft(self, job_id: str, group: str, definition: str) -> bool:
-        """Keep the definition of a later step of a workflow; False when the id is known already."""
-        args = (job_id, group, definition, int(self.timings.job_retention_s))
+    def draft(self, job_id: str, group: str, definition: str, workflow: str = "") -> bool:
+        """Keep the definition of a later step of a workflow; False when the id is a job's or another workflow's."""
+        args = (job_id, group, definition, int(self.timings.job_retention_s), workflow)
         return bool(self._call("draft", f"take draft {job_id}", *args))
 
     # -- an attempt's life ----------------------------------------------------------------------------------------
@@ -152,8 +152,8 @@ class Ledger:
             LeaseLost: Another attempt owns the job, or it has ended.
         """
         row = self._call(
-            "renew", f"renew the lease of job {token.job_id}", token.job_id, token.attempt, token.nonce, phase, progress,
-            "1" if count else "0",
+            "renew", f"renew the lease of job {token.job_id}", token.job_id, token.attempt, token.nonce, phase,
+            encodable(progress), "1" if count else "0",
         )  # fmt: skip
         if text(row[0]) != "ok":
             raise LeaseLost(f"attempt {token.attempt} of job {token.job_id} lost its lease: the job is {text(row[1])}")
@@ -181,8 +181,8 @@ class Ledger:
         t = self.timings
         ban_s = t.ban_ttl_s if ending.outcome is Outcome.FAILURE else 0
         row = self._call(
-            "end_attempt", f"end attempt {token.attempt} of job {token.job_id}", token.job_id, token.attempt, token.nonce,
-            ending.outcome, ending.reason, encodable(ending.message), compact(ending.result),
+            "end_attempt", f"end attempt {token.attempt} of job {token.job_id}", token.job_id, token.attempt,
+            token.nonce, ending.outcome, ending.reason, encodable(ending.message), compact(ending.result),
             compact(ending.facts) if ending.facts else "", ending.delay_s, "1" if ending.final else "0",
             t.outbox_lease_s, int(t.job_retention_s), ban_s,
         )  # fmt: skip

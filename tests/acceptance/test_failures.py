@@ -1,4 +1,4 @@
-"""Commands that fail, limits that are exceeded, inputs that are missing: counted, explained, ended; and what jobs see."""
+"""Commands that fail, limits that are exceeded, inputs that are missing; and what a job sees of its worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from kelpie_celery.errors import JobFailed
 from kelpie_celery.ledger.records import JobRecord
-from tests.harness.looking import outputs_under, put_objects, said
+from tests.harness.looking import outputs_under, said, stored_job_fields
 from tests.harness.stack import Stack
 
 ALONE = "lonely-group"
@@ -20,7 +20,7 @@ ALONE = "lonely-group"
 
 def lonely_worker(stack: Stack, **env: str) -> int:
     """A worker that is the only one of its container group."""
-    return stack.start_worker(SALAD_CONTAINER_GROUP_ID=ALONE, **env)
+    return stack.start_worker(None, machine_id=None, SALAD_CONTAINER_GROUP_ID=ALONE, **env)
 
 
 def wait_failed(stack: Stack, *job_ids: str) -> list[JobRecord]:
@@ -109,26 +109,20 @@ def test_exit_75_after_a_new_checkpoint_goes_on_and_counts_as_nothing(stack: Sta
         echo $n > $CHECKPOINT_DIR/n; echo $n > $OUTPUT_DIR/n
         [ $n = 3 ] || exit 75
     """
-    places = {
-        "checkpoint_bucket": stack.bucket,
-        "checkpoint_prefix": f"{prefix}c/",
-        "output_bucket": stack.bucket,
-        "output_prefix": f"{prefix}o/",
-    }
-    record = stack.wait_status(stack.submit(stack.shell(script, max_failures=1, **places)), "completed", timeout_s=60)
+    job_id = stack.submit(stack.shell(script, max_failures=1, **stored_job_fields(stack, prefix)))
+    record = stack.wait_status(job_id, "completed", timeout_s=60)
     assert (record.num_failures, record.num_interruptions, record.completions) == (0, 0, 1)
     assert [(a.outcome, a.reason) for a in record.attempts] == [
         ("continue", "checkpointed"),
         ("continue", "checkpointed"),
         ("completed", "done"),
     ]
-    assert outputs_under(stack.s3, stack.bucket, f"{prefix}o/") == {"n": b"3\n"}
+    assert outputs_under(stack.s3, stack.bucket, f"{prefix}output/") == {"n": b"3\n"}
 
 
 def test_exit_75_without_a_new_checkpoint_is_a_failure(stack: Stack, prefix: str) -> None:
     script = "[ -e $CHECKPOINT_DIR/once ] || echo 1 > $CHECKPOINT_DIR/once; exit 75"
-    places = {"checkpoint_bucket": stack.bucket, "checkpoint_prefix": prefix}
-    job_id = stack.submit(stack.shell(script, max_failures=2, **places))
+    job_id = stack.submit(stack.shell(script, max_failures=2, **stored_job_fields(stack, prefix)))
     (record,) = wait_failed(stack, job_id)
     assert (record.reason, record.num_failures) == ("no_progress", 2)
     assert [(a.outcome, a.reason) for a in record.attempts] == [
@@ -162,22 +156,20 @@ def test_what_a_job_reports_stands_in_its_record_while_it_runs(stack: Stack, tmp
 def test_a_missing_input_or_bucket_never_starts_the_command_and_fails_with_its_name(
     stack: Stack, prefix: str, tmp_path: Path
 ) -> None:
-    put_objects(stack.s3, stack.bucket, prefix, {"data.csv": b"1,2\n"})
     nowhere = f"no-such-bucket-{os.getpid()}"
-    block = {"bucket": stack.bucket, "prefix": prefix, "local_path": "data", "direction": "download"}
+    given = stored_job_fields(stack, prefix, {"data.csv": b"1,2\n"})
+    block = {"bucket": stack.bucket, "prefix": f"{prefix}input/", "local_path": "data", "direction": "download"}
     started = tmp_path / "started"
     fields: list[dict[str, Any]] = [
-        {"input_bucket": stack.bucket, "input_prefix": f"{prefix}nothing-here/"},
-        {"input_bucket": nowhere, "input_prefix": "in/"},
+        {**given, "input_prefix": f"{prefix}nothing-here/"},
+        {**given, "input_bucket": nowhere},
         {"sync": {"before": [{**block, "pattern": "[.]parquet$"}]}},
-        {"output_bucket": nowhere, "output_prefix": "out/"},
+        {**given, "output_bucket": nowhere},
     ]
-    jobs = [
-        stack.submit(stack.shell(f"touch {started}-{i}", max_failures=2, **given)) for i, given in enumerate(fields)
-    ]
+    jobs = [stack.submit(stack.shell(f"touch {started}-{i}", max_failures=2, **job)) for i, job in enumerate(fields)]
     for record, names in zip(
         wait_failed(stack, *jobs[:3]),
-        [(stack.bucket, f"{prefix}nothing-here/"), (nowhere, "in/"), (stack.bucket, prefix, "parquet")],
+        [(stack.bucket, f"{prefix}nothing-here/"), (nowhere, f"{prefix}input/"), (stack.bucket, prefix, "parquet")],
         strict=True,
     ):
         assert (record.reason, record.num_failures, record.num_interruptions) == ("setup", 2, 0)
@@ -236,9 +228,7 @@ def test_the_next_job_runs_while_the_outputs_of_the_last_one_go_up(stack: Stack,
     number = lonely_worker(stack)
     go = tmp_path / "go"
     script = f"echo result > $OUTPUT_DIR/result; echo waiting; while [ ! -e {go} ]; do sleep 0.05; done"
-    first = stack.submit(
-        stack.shell(script, container_group_id=ALONE, output_bucket=stack.bucket, output_prefix=prefix)
-    )
+    first = stack.submit(stack.shell(script, container_group_id=ALONE, **stored_job_fields(stack, prefix)))
     stack.wait_executing(first)
     second = stack.submit(stack.shell("pwd; exit 0", container_group_id=ALONE))
     output = said(stack.local.machines[number].directory / "output", "result")
@@ -256,4 +246,4 @@ def test_the_next_job_runs_while_the_outputs_of_the_last_one_go_up(stack: Stack,
     server.resume()
     record = stack.wait_status(first, "completed", timeout_s=60)
     assert (record.completions, record.attempt, record.num_failures) == (1, 1, 0)
-    assert outputs_under(stack.s3, stack.bucket, prefix) == {"result": b"result\n"}
+    assert outputs_under(stack.s3, stack.bucket, f"{prefix}output/") == {"result": b"result\n"}

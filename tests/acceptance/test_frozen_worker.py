@@ -1,4 +1,4 @@
-"""A worker stands still past its lease, another one takes its job, and the first comes back: it changes nothing (P1)."""
+"""A worker stands still past its lease, another one takes its job, the first comes back: it changes nothing (P1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from kelpie_celery.ledger.records import JobRecord
-from tests.harness.looking import Stored, is_gone, log_lines, outputs_under, processes_of, stored_under
+from tests.harness.looking import (
+    Stored,
+    is_gone,
+    log_lines,
+    outputs_under,
+    processes_of,
+    stored_job_fields,
+    stored_under,
+)
 from tests.harness.stack import Stack
 
 LARGE_BYTES = 3_000_000
@@ -35,10 +43,7 @@ class Frozen:
                 SCRIPT,
                 environment={"ENDLESS": "1" if endless else "none"},
                 tags={"name": self.name},
-                checkpoint_bucket=stack.bucket,
-                checkpoint_prefix=f"{prefix}checkpoint/",
-                output_bucket=stack.bucket,
-                output_prefix=f"{prefix}output/",
+                **stored_job_fields(stack, prefix),
             )
         )
 

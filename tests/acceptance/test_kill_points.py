@@ -1,4 +1,4 @@
-"""A worker is killed at every step of an attempt, alone and inside each kind of workflow; nobody notices (P1, P2, P4)."""
+"""A worker is killed at every step of an attempt, alone and inside workflows; nobody notices (P1, P2, P4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.harness.looking import outputs_under, put_objects
 from tests.harness.stack import Stack
 
 INPUTS = {"a.txt": b"alpha\n", "b.txt": b"beta\n" * 1000, "deep/c.txt": b"gamma\n"}
-# The last two: the outputs and the marker are on the storage, the ledger does not know; the ledger knows, Celery does not.
+# The last two: everything is stored, and the ledger does not know; the ledger knows, and Celery does not.
 POINTS = ["after_claim", "in_restore", "running", "in_upload", "after_upload", "before_report", "after_completed"]
 SCRIPT = """
     echo step > $CHECKPOINT_DIR/step
@@ -93,7 +93,7 @@ class Field:
         return record
 
     def _expect_attempts(self, step: Step, record: JobRecord) -> None:
-        *died, last = [(a.outcome, a.reason) for a in record.attempts]
+        *died, last = [(str(a.outcome), str(a.reason)) for a in record.attempts]
         # A worker that dies takes two jobs along when one of them uploads while the next one runs.
         assert set(died) <= {("interruption", "lease_expired")}, self._stack.dump()
         assert record.num_interruptions == len(died), self._stack.dump()

@@ -129,12 +129,16 @@ async def test_nothing_becomes_visible_while_the_attempt_is_muted(shelf: Shelf, 
     upload_id = await shelf.store.begin(shelf.bucket, "k")
     etag = await shelf.store.put_part(shelf.bucket, "k", upload_id, 1, BytesBody(b"after"))
     shelf.fence.mute()
-    work = {
-        "put": lambda: shelf.store.put(shelf.bucket, "k", BytesBody(b"after"), shelf.fence),
-        "delete": lambda: shelf.store.delete(shelf.bucket, "k", shelf.fence),
-        "complete": lambda: shelf.store.complete(shelf.bucket, "k", upload_id, [etag], shelf.fence),
-    }[operation]()
-    task = asyncio.ensure_future(work)
+
+    async def work() -> None:
+        if operation == "put":
+            await shelf.store.put(shelf.bucket, "k", BytesBody(b"after"), shelf.fence)
+        elif operation == "delete":
+            await shelf.store.delete(shelf.bucket, "k", shelf.fence)
+        else:
+            await shelf.store.complete(shelf.bucket, "k", upload_id, [etag], shelf.fence)
+
+    task = asyncio.ensure_future(work())
     await asyncio.wait({task}, timeout=0.3)
     assert not task.done()
     assert await shelf.content("k") == b"before"

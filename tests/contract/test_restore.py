@@ -1,5 +1,7 @@
 """What every restore must do, on a storage in memory and on a real one; P5 and P10."""
 
+# ruff: noqa: ASYNC240 -- small files, made and looked at by the test itself
+
 from __future__ import annotations
 
 import asyncio

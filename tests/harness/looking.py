@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -48,6 +48,13 @@ def put_objects(s3: S3Client, bucket: str, prefix: str, objects: dict[str, bytes
     """Store what a job needs."""
     for name, body in objects.items():
         s3.put_object(Bucket=bucket, Key=prefix + name, Body=body)
+
+
+def stored_job_fields(stack: Stack, prefix: str, inputs: dict[str, bytes] | None = None) -> dict[str, Any]:
+    """The six bucket fields of a job below ``prefix``: ``input/``, which is filled, ``checkpoint/`` and ``output/``."""
+    put_objects(stack.s3, stack.bucket, f"{prefix}input/", inputs or {"input.txt": b"input"})
+    roles = ("input", "checkpoint", "output")
+    return {f"{role}_bucket": stack.bucket for role in roles} | {f"{role}_prefix": f"{prefix}{role}/" for role in roles}
 
 
 def processes_of(job_id: str) -> list[psutil.Process]:

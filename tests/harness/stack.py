@@ -98,7 +98,8 @@ class Stack:
         """Kill everything."""
         if self._app is not None:
             # Results that are garbage collected later must not look for a Redis that is gone, with Celery's patience.
-            self._app.backend.result_consumer.subscribed_to.clear()
+            backend: Any = self._app.backend
+            backend.result_consumer.subscribed_to.clear()
             self._app.close()
             self._app.ledger.redis.close()
         self.local.kill()

@@ -68,6 +68,8 @@ class Proxy:
         self.seen.append((request.method, request.raw_path))
         rule = next((rule for rule in self.rules if rule.takes(request.method, request.raw_path)), None)
         fault = "drop" if self.down else rule.fault if rule else None
+        if request.headers.get("Expect") and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if fault in {"500", "503"}:
             await request.read()
             return web.Response(status=int(fault), text="<Error><Code>InternalError</Code></Error>")
@@ -79,13 +81,13 @@ class Proxy:
         return await self._forward(request, fault)
 
     async def _forward(self, request: web.BaseRequest, fault: str | None) -> web.StreamResponse:
+        url = URL(self.upstream + request.raw_path, encoded=True)
+        headers = {name: value for name, value in request.headers.items() if name != "Expect"}
+        data = request.content if request.body_exists else None
         async with (
             aiohttp.ClientSession(auto_decompress=False) as session,
-            session.request(
-                request.method, URL(self.upstream + request.raw_path, encoded=True), headers=request.headers,
-                data=request.content if request.body_exists else None, allow_redirects=False,
-            ) as answer,
-        ):  # fmt: skip
+            session.request(request.method, url, headers=headers, data=data, allow_redirects=False) as answer,
+        ):
             body = await answer.read()
             if fault == "swallow":
                 return self._break(request)

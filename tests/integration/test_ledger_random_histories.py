@@ -2,8 +2,8 @@
 
 Each seed is one history of some minutes on a clock that the test holds: workers claim, renew, commit, end, freeze, die
 silently and come back as ghosts; messages are lost, doubled and deleted; Redis is away, is restarted, loses its last
-moments. After every single call all indexes are compared with the records and every change of a status with the table. Then the
-faults stop, and everything has to end within a bounded time.
+moments. After every single call all indexes are compared with the records, and every change of a status with the table.
+Then the faults stop, and everything has to end within a bounded time.
 """
 
 # ruff: noqa: F811 - fixtures are imported by name
@@ -346,11 +346,11 @@ def _url(redis: Redis) -> str:
     return f"redis://{at['host']}:{at['port']}/{at.get('db', 0)}"
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_whatever_is_lost_doubled_late_or_dead_every_job_ends_once(real_redis: Redis, seed: int) -> None:
     History(real_redis, seed).run()
 
 
-@pytest.mark.parametrize("seed", range(1000, 1015))
+@pytest.mark.parametrize("seed", range(1000, 1008))
 def test_a_redis_that_loses_its_last_moments_repeats_work_and_tears_nothing(real_redis: Redis, seed: int) -> None:
     History(real_redis, seed, power_loss=True).run()

@@ -5,8 +5,8 @@
 --       12 retention (s), 13 ban time of the machine after a failure (s, 0 = none)
 -- Returns {status of the job now, num_failures} | {'cancel'} | {'stale', status}
 --   'cancel': completion is refused because a cancel was accepted before; end it as canceled.
--- Invariant: takes effect once; asked again by the same attempt (the answer was lost), it answers the same, unless the job
--- has moved on since: then nothing may be told of it that Celery would take for the latest news.
+-- Invariant: takes effect once; asked again by the same attempt (the answer was lost), it answers the same, unless the
+-- job has moved on since: then nothing may be told of it that Celery would take for the latest news.
 local id, attempt, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not find(id) then return {'stale', 'unknown'} end
 local key = job_key(id)

@@ -4,8 +4,8 @@
 local id = ARGV[1]
 if not find(id) then return 0 end
 local r = redis.call('HMGET', job_key(id), 'status', 'attempt')
--- It ended before Celery recorded the retry, and a RETRY after REVOKED or FAILURE is waited for in vain: tell Celery again.
--- (SUCCESS is final in Celery's result store.)
+-- It ended before Celery recorded the retry, and whoever waits on a RETRY that follows REVOKED or FAILURE waits in vain:
+-- tell Celery again. (SUCCESS is final in Celery's result store.)
 if r[1] == 'canceled' or r[1] == 'failed' then
   redis.call('HDEL', job_key(id), 'celery_done', 'outbox_until')
   redis.call('ZADD', P .. 'outbox', ts(now), id)

@@ -4,9 +4,9 @@
 --       7 retention (s), 8 slack of the watermark (s), 9 an empty list proves a loss after (s),
 --       10 deaths that poison, 11 window after the command's start (s), 12 outbox lease (s)
 -- Returns {'busy'} | {'ok', now, reaped, promoted, republished, expired, ids for the outbox...}
--- Invariants: nothing is reaped for one lease after a restart, an outage that the caller saw or a jump of TIME (amnesty):
--- its holder could not renew, and is given the time to. An outage that only the caller saw, while others did maintenance,
--- counts for nothing: in a large group somebody always comes back from one, and the dead must be reaped none the less.
+-- Invariants: nothing is reaped for one lease after a restart, an outage or a jump of TIME (amnesty): its holder could
+-- not renew, and is given the time to. An outage that only the caller saw, while others did maintenance, counts for
+-- nothing: in a large group somebody always comes back from one, and the dead must be reaped none the less.
 P = 'kelpie:g:' .. ARGV[1] .. ':'
 local limit, uptime_s = num(ARGV[2]), num(ARGV[4])
 -- Callers with one limit share one turn, so that many small ticks do not keep out the large ones.
@@ -17,8 +17,9 @@ if since_s >= 0 and since_s < num(ARGV[3]) then return {'busy'} end
 local gap_s = state[1] and now - num(state[1]) or 0
 local amnesty_from, hold_from = math.min(num(state[2]), now), math.min(num(state[3]), now)
 -- A caller that has just started cannot tell an outage from a group that nobody served: when nobody looked for a while,
--- live holders are given a moment to renew first. To one that was here before, the same is an outage, whatever it noticed
--- (a tick that was under way when the server froze knows of none). Twice the last gap: ticks that are always rare reap too.
+-- live holders are given a moment to renew first. To one that was here before it is an outage, whatever it noticed (a
+-- tick that was under way when the server froze knows of none). Twice the last gap: where ticks are always rare, they
+-- reap all the same.
 local unusual = gap_s > 10 and gap_s > 2 * num(state[4]) + 5
 if gap_s > 10 and ARGV[6] == '1' then
   hold_from = now
@@ -57,8 +58,8 @@ end
 
 local reaped = 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', '-inf', ts(now), 'LIMIT', 0, limit)) do
-  local r = redis.call('HMGET', job_key(id), 'lease_s', 'launched_at', 'heartbeat_at', 'attempt', 'committed_in', 'machine',
-    'cancel', 'status')
+  local r = redis.call('HMGET', job_key(id), 'lease_s', 'launched_at', 'heartbeat_at', 'attempt', 'committed_in',
+    'machine', 'cancel', 'status')
   local lease_s = num(r[1])
   local patience = math.max(now - uptime_s + lease_s, amnesty_from + lease_s, hold_from + math.min(10, lease_s))
   if r[8] ~= 'running' then

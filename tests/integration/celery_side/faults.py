@@ -1,10 +1,12 @@
 """Points at which a worker kills itself when the test has armed them, wrapped around the product's and Celery's code.
 
-The key ``test:kill:<point>:<name of the job>`` arms a point once, for the job that the thread works on.
+The key ``test:kill:<point>:<name of the job>`` arms a point once, for the job that the thread works on; its value is the
+process to kill, or 0 for the worker itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -15,8 +17,10 @@ from celery import current_task
 from celery.app.amqp import AMQP
 from celery.backends.redis import RedisBackend
 from redis import Redis
+from redis.exceptions import RedisError
 
 from kelpie_celery.canvas import JOB_TASK
+from kelpie_celery.errors import KelpieError
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.task import JobTask
 from tests.integration.celery_side.played import Notes
@@ -44,10 +48,12 @@ class Faults:
         task = current_task
         if not task or task.name != JOB_TASK or not task.request.id:
             return
-        name = self._app.ledger.get(task.request.id).name
-        if self._redis.getdel(f"test:kill:{point}:{name}"):
-            self._notes.add("deaths", point=point, name=name)
-            os.kill(os.getpid(), signal.SIGKILL)
+        with contextlib.suppress(KelpieError, RedisError):
+            name = self._app.ledger.get(task.request.id).name
+            armed = self._redis.getdel(f"test:kill:{point}:{name}")
+            if armed:
+                self._notes.add("deaths", point=point, name=name)
+                os.kill(int(armed) or os.getpid(), signal.SIGKILL)
 
     def install(self) -> None:
         """Wrap what has to be interrupted; only in the worker process of a test."""

@@ -53,7 +53,7 @@ class Meter:
     @contextlib.asynccontextmanager
     async def reporting(self, on_progress: OnProgress | None, every_s: float = LOG_EVERY_S) -> AsyncIterator[None]:
         """Report while the body runs: to the log, and to ``on_progress``."""
-        reporter = asyncio.create_task(self._report(on_progress, every_s))
+        reporter = asyncio.create_task(self._report(on_progress, every_s, self.done_bytes))
         try:
             yield
         finally:
@@ -61,8 +61,7 @@ class Meter:
             with contextlib.suppress(asyncio.CancelledError):
                 await reporter
 
-    async def _report(self, on_progress: OnProgress | None, every_s: float) -> None:
-        before = self.done_bytes
+    async def _report(self, on_progress: OnProgress | None, every_s: float, before: int) -> None:
         while True:
             await asyncio.sleep(every_s)
             report = Progress(self.stage, self.done_bytes, self.total_bytes, (self.done_bytes - before) / every_s)

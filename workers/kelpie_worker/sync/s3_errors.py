@@ -47,6 +47,10 @@ class LateRequest(StorageUnavailable):
     """The storage refused a presigned request because its time had run out."""
 
 
+class ConnectionBroken(StorageUnavailable):
+    """The connection broke without an answer; the storage may have refused before it had the whole body."""
+
+
 @dataclass(frozen=True)
 class Doing:
     """What was being done to which object, for messages."""
@@ -118,7 +122,10 @@ def from_exception(doing: Doing, error: BaseException) -> StorageError:
         return doing.setup(f"not possible with these settings ({type(error).__name__})")
     if _is_certificate(error):
         return doing.setup("the storage's TLS certificate is not trusted; check AWS_ENDPOINT_URL")
-    return doing.unavailable(_reason(error))
+    if isinstance(error, TimeoutError):
+        return doing.unavailable("no answer in time")
+    reason = doing.unavailable(_reason(error))
+    return ConnectionBroken(str(reason), bucket=doing.bucket, key=doing.key)
 
 
 def _is_certificate(error: BaseException) -> bool:
@@ -132,8 +139,6 @@ def _is_certificate(error: BaseException) -> bool:
 
 def _reason(error: BaseException) -> str:
     """A short reason without the URL that the exception's own text may quote."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
     if isinstance(error, OSError) and error.strerror and "http" not in error.strerror:
         return f"the connection failed: {error.strerror}"
     return f"the connection failed: {type(error).__name__}"

@@ -29,7 +29,7 @@ from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.object_store import Body, ObjectChanged, ObjectStore, Sink, StoredObject, UploadGone
-from kelpie_worker.sync.s3_errors import Doing, from_exception
+from kelpie_worker.sync.s3_errors import ConnectionBroken, Doing, from_exception
 from kelpie_worker.sync.signing import StorageClock
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class S3Store:
         base_url = await self._base(bucket)
         body = BytesBody(_completion(part_etags))
 
-        async def once(_: int) -> None:
+        async def once(_: object) -> None:
             try:
                 await self._wire.send(
                     doing, "POST", base_url, body=body, fence=fence, query={"uploadId": upload_id},
@@ -202,8 +202,15 @@ class S3Store:
         base_url = await self._base(doing.bucket)
         headers = {"Content-MD5": base64.b64encode(body.md5).decode()}
         answer = await _few_tries(
-            lambda tries: self._wire.send(
-                doing, "PUT", base_url, body=body, fence=fence, query=query, headers=headers, ask_first=tries > 1
+            lambda before: self._wire.send(
+                doing,
+                "PUT",
+                base_url,
+                body=body,
+                fence=fence,
+                query=query,
+                headers=headers,
+                ask_first=isinstance(before, ConnectionBroken),
             )
         )
         return answer.etag
@@ -223,7 +230,7 @@ class S3Store:
     async def _call(self, doing: Doing, call: Callable[[], Awaitable[Any]]) -> Any:
         """A call of aiobotocore's, tried a few times, its errors mapped."""
 
-        async def once(_: int) -> Any:
+        async def once(_: object) -> Any:
             failure, cause = None, None
             try:
                 answer = await call()
@@ -256,14 +263,17 @@ def _header(answer: dict[str, Any], name: str) -> str | None:
     return str(value) if value else None
 
 
-async def _few_tries(operation: Callable[[int], Awaitable[T]]) -> T:
-    """Try ``operation`` (given the number of the try, from 1) a few times."""
-    tries = 0
+async def _few_tries(operation: Callable[[BaseException | None], Awaitable[T]]) -> T:
+    """Try ``operation`` a few times; it is given what the try before ended with."""
+    before: BaseException | None = None
 
     async def once() -> T:
-        nonlocal tries
-        tries += 1
-        return await operation(tries)
+        nonlocal before
+        try:
+            return await operation(before)
+        except StorageUnavailable as error:
+            before = error
+            raise
 
     retrying = AsyncRetrying(
         retry=retry_if_exception(_worth_another_try), stop=stop_after_attempt(_TRIES), reraise=True,

@@ -1,0 +1,144 @@
+"""Patience, progress, threads and bounded work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from kelpie_celery.errors import StorageSetupError, StorageUnavailable
+from kelpie_worker.sync import retry
+from kelpie_worker.sync.progress import Meter, Progress
+from kelpie_worker.sync.retry import Patience
+from kelpie_worker.sync.threads import in_thread, run_bounded
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(retry, "LONGEST_PAUSE_S", 0.0)
+
+
+def away() -> StorageUnavailable:
+    return StorageUnavailable("away", bucket="b")
+
+
+async def test_patience_waits_for_a_storage_that_is_away() -> None:
+    tries = 0
+
+    async def operation() -> str:
+        nonlocal tries
+        tries += 1
+        if tries < 5:
+            raise away()
+        return "done"
+
+    assert await Patience(60.0, "test").persist(operation) == "done"
+    assert tries == 5
+
+
+async def test_patience_ends_when_nothing_gets_through() -> None:
+    async def operation() -> None:
+        raise away()
+
+    with pytest.raises(StorageUnavailable):
+        await Patience(0.0, "test").persist(operation)
+
+
+async def test_a_sign_of_life_renews_patience() -> None:
+    patience = Patience(0.02, "test")
+    tries = 0
+
+    async def operation() -> None:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.01)
+        if tries < 8:
+            patience.sign_of_life()
+        raise away()
+
+    with pytest.raises(StorageUnavailable):
+        await patience.persist(operation)
+    assert tries >= 8
+
+
+async def test_a_mistake_in_the_set_up_is_not_waited_for() -> None:
+    tries = 0
+
+    async def operation() -> None:
+        nonlocal tries
+        tries += 1
+        raise StorageSetupError("denied", bucket="b")
+
+    with pytest.raises(StorageSetupError):
+        await Patience(60.0, "test").persist(operation)
+    assert tries == 1
+
+
+async def test_progress_is_reported_with_its_rate(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "kelpie_worker.sync.progress")
+    total, reports, told = Meter("attempt"), list[Progress](), asyncio.Event()
+    meter = Meter("restore", total_bytes=100, parent=total)
+
+    def note(progress: Progress) -> None:
+        reports.append(progress)
+        told.set()
+
+    async with meter.reporting(note, every_s=0.01):
+        meter.add(50)
+        await asyncio.wait_for(told.wait(), 5)
+    assert (reports[0].stage, reports[0].done_bytes, reports[0].total_bytes) == ("restore", 50, 100)
+    assert reports[0].rate_bytes_s == 5000
+    assert total.done_bytes == 50
+    assert caplog.records[0].action == "sync_progress"  # type: ignore[attr-defined]  # given by extra
+
+
+async def test_cancelling_waits_for_the_thread_to_let_go() -> None:
+    started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        go_on.wait(5)
+        ended.set()
+
+    task = asyncio.ensure_future(in_thread(work))
+    await asyncio.to_thread(started.wait, 5)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+async def test_bounded_work_keeps_its_bound_and_its_order() -> None:
+    running, most, begun = 0, 0, list[int]()
+
+    async def work(item: int) -> None:
+        nonlocal running, most
+        begun.append(item)
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    await run_bounded(range(20), work, 3)
+    assert most == 3
+    assert begun == list(range(20))
+
+
+async def test_bounded_work_raises_the_first_error_plainly_and_stops_the_rest() -> None:
+    done: list[int] = []
+
+    async def work(item: int) -> None:
+        if item == 1:
+            raise away()
+        await asyncio.sleep(3600 if item > 1 else 0)
+        done.append(item)
+
+    with pytest.raises(StorageUnavailable):
+        await run_bounded(range(10), work, 3)
+    assert done == [0]
