@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery, current_task
 from celery.utils import uuid
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # A name, not an import: the library never imports a deployable, and a client never needs this one.
 RUNNER = "kelpie_worker.runner:Runner"
 CONTROL_TASKS = "kelpie_scaler.tasks"
+BEAT_SCHEDULER = "kelpie_scaler.beat:Scheduler"
 BACKEND = "kelpie_celery.backend:Backend"
 
 BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
@@ -49,9 +51,9 @@ BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
 
 def celery_config(settings: Settings) -> dict[str, Any]:
     """The app's configuration. The record, its lease and its attempt own a job's durability; a message is a hint."""
-    url = settings.redis_url.get_secret_value()
+    url = _celery_url(settings.redis_url.get_secret_value())
     return {
-        "broker_url": url,
+        "broker_url": f"redis+{url}" if url.startswith("socket:") else url,
         "result_backend": f"{BACKEND}+{url}",
         "broker_transport_options": BROKER_TRANSPORT_OPTIONS,
         "broker_connection_retry_on_startup": True,
@@ -78,8 +80,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_hijack_root_logger": False,
         "imports": (CONTROL_TASKS,),
-        "beat_scheduler": "redbeat.RedBeatScheduler",
-        "redbeat_redis_url": url,
+        "beat_scheduler": BEAT_SCHEDULER,
         "redbeat_key_prefix": "kelpie:beat:",
         # The default lock is five times the loop's interval; a second beat takes over within it.
         "redbeat_lock_timeout": 15,
@@ -96,6 +97,15 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             }
         },
     }
+
+
+def _celery_url(url: str) -> str:
+    """redis-py's ``unix://`` as Celery spells it."""
+    if not url.startswith("unix://"):
+        return url
+    parts = urlsplit(url)
+    database = parse_qs(parts.query).get("db", ["0"])[0]
+    return f"socket://{parts.netloc}{parts.path}?virtual_host={database}"
 
 
 def ledger_timings(settings: Settings) -> Timings:

@@ -19,7 +19,7 @@ from typing import Any
 from celery.utils import uuid
 
 from kelpie_celery.definition import JobDefinition, parse_definition
-from kelpie_celery.errors import JobExists
+from kelpie_celery.errors import DefinitionError, JobExists
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.ledger import Ledger
 
@@ -84,6 +84,10 @@ class Detacher:
         job_id = options.setdefault("task_id", uuid())
         if args and isinstance(args[-1], Mapping | JobDefinition):
             definition = parse_definition(args[-1])
+            if definition.idempotency_key:
+                # Celery waits for the id that it has given the step, not for the job that holds the key.
+                rule = "must not be set on a later step of a workflow; submit that job by itself, or leave the key out"
+                raise DefinitionError([("idempotency_key", repr(definition.idempotency_key), rule)])
             group, text = definition.container_group_id, definition.to_json()
             if not self._ledger.draft(job_id, group, text, self._workflow):
                 raise JobExists(

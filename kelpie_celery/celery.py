@@ -12,11 +12,13 @@ from celery.local import PromiseProxy
 from kelpie_celery import worker_hooks
 from kelpie_celery.app import KelpieApp
 from kelpie_celery.canvas import JOB_TASK
+from kelpie_celery.control_option import add_terminate_option
 from kelpie_celery.gate import SlotGate
 from kelpie_celery.settings import Settings
 from kelpie_celery.task import JobTask
 
 worker_hooks.connect()
+add_terminate_option()
 
 
 def create_app(settings: Settings | None = None, *, set_as_current: bool = False) -> KelpieApp:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from celery.worker.request import Request
 
@@ -54,6 +54,20 @@ class JobRequest(Request):
         """Let the worker fetch its next job."""
         self.slot_is_free = True
         wake()
+
+    def maybe_expire(self) -> Literal[True] | None:
+        """``expires`` is about the first start: a job that was interrupted after it goes on."""
+        if self.expires and self._has_started():
+            return None
+        return super().maybe_expire()
+
+    def _has_started(self) -> bool:
+        try:
+            found = cast("KelpieApp", self.app).ledger.get_many([self.id])
+        except LedgerUnavailable:
+            # Canceled is for good: not on a guess.
+            return True
+        return bool(found) and found[0].started is not None
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Drop Celery's own ``task-started``: it comes before the claim."""

@@ -61,6 +61,8 @@ _OURS = (
     "kwargsrepr",
     "retry",
 )
+# What makes Celery wait for this very id.
+_WORKFLOW = ("group_id", "chord", "chain", "link", "link_error")
 
 
 class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the body's parameters, which are the caller's
@@ -132,15 +134,22 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
                 delay_s=delay_s, drafts=detacher.drafts,
             )
         )  # fmt: skip
-        return self._judged(answer, result, definition)
+        return self._judged(answer, result, definition, in_workflow=any(opts.get(name) for name in _WORKFLOW))
 
-    def _judged(self, answer: Submitted, result: AsyncResult[Any], definition: JobDefinition) -> AsyncResult[Any]:
+    def _judged(
+        self, answer: Submitted, result: AsyncResult[Any], definition: JobDefinition, *, in_workflow: bool
+    ) -> AsyncResult[Any]:
         if answer.what == "conflict":
             raise IdempotencyConflict(
                 f"the idempotency key {definition.idempotency_key!r} belongs to job {answer.job_id}, whose definition "
                 "differs; use a new key, or submit the same definition"
             )
         if answer.what == "exists" and answer.job_id != result.id:
+            if in_workflow:
+                raise JobExists(
+                    f"the idempotency key {definition.idempotency_key!r} belongs to job {answer.job_id}, and a "
+                    "workflow cannot wait for a job that it did not submit; leave the key out"
+                )
             return self.AsyncResult(answer.job_id)
         if answer.what == "exists" and not in_a_job():
             raise JobExists(

@@ -246,5 +246,6 @@ class SeaweedServer(Server):
 
 
 def _bare_env(home: Path) -> dict[str, str]:
-    # Nothing of the user's: both servers also read settings from the environment and from the home directory.
-    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "LC_ALL": "C.UTF-8"}
+    # Nothing of the user's: both servers also read settings from the environment and from the home directory,
+    # and weed writes logs where temporary files go.
+    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home), "TMPDIR": str(home), "LC_ALL": "C.UTF-8"}

@@ -22,13 +22,19 @@ def submit_all(stack: Stack) -> list[str]:
     return [job.job_id for job in jobs]
 
 
+def victims(stack: Stack) -> list[int]:
+    """The live workers that run a job now, or all live ones."""
+    busy = {r.machine_id for r in stack.ledger.get_many(stack.ledger.ids(stack.group, "running", 0, -1))}
+    alive = [m for m in stack.local.machines.values() if stack.local.processes[f"worker-{m.number}"].running]
+    return [m.number for m in alive if m.machine_id in busy] or [m.number for m in alive]
+
+
 def kill_one_every_second(stack: Stack, seed: int) -> int:
     """For a minute, kill a random live worker each second and start dead ones again; how many were killed."""
     dice, killed, began = random.Random(seed), 0, time.monotonic()
     while time.monotonic() - began < MINUTE_S:
-        alive = [n for n in stack.local.machines if stack.local.processes[f"worker-{n}"].running]
-        if alive:
-            stack.kill_worker(dice.choice(alive))
+        if candidates := victims(stack):
+            stack.kill_worker(dice.choice(candidates))
             killed += 1
         for number in list(stack.local.machines):
             if not stack.local.processes[f"worker-{number}"].running:

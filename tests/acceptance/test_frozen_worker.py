@@ -118,7 +118,7 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_and_kills_its_
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("point", ["in_upload", "in_body", "before_marker", "before_report"])
+@pytest.mark.parametrize("point", ["before_marker", "before_report"])
 def test_a_worker_that_stood_still_in_the_final_upload_changes_nothing_when_it_goes_on(
     stack: Stack, prefix: str, point: str
 ) -> None:
@@ -140,5 +140,31 @@ def test_a_worker_that_stood_still_in_the_final_upload_changes_nothing_when_it_g
 
     number = machine_number(stack, record, 1)
     stack.local.worker(number).resume()
+    frozen.wait_given_up(number)
+    frozen.expect_nothing_changed(record, stored)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("point", ["in_upload", "in_body"])
+def test_a_worker_that_goes_on_uploading_while_it_cannot_ask_whose_the_job_is_changes_nothing(
+    stack: Stack, prefix: str, point: str
+) -> None:
+    stack.arm(point, "stop", job=prefix.strip("/"))
+    frozen = Frozen(stack, prefix, endless=False)
+    stack.wait_fired(point, frozen.name)
+    record = frozen.wait_taken_over()
+    stored = frozen.stored()
+    assert stored["output/large"].body == b"2" * LARGE_BYTES
+
+    number = machine_number(stack, record, 1)
+    redis, log = stack.local.redis, stack.local.worker(number).log
+    assert redis is not None
+    redis.pause()
+    try:
+        stack.local.worker(number).resume()
+        stack.wait("a heartbeat has failed", lambda: log_lines(log, "heartbeat_missed", frozen.id))
+        assert frozen.stored() == stored
+    finally:
+        redis.resume()
     frozen.wait_given_up(number)
     frozen.expect_nothing_changed(record, stored)

@@ -20,13 +20,13 @@ from kelpie_worker.sync.store import open_store
 from tests.contract.fakes_s3 import HandFence, MemoryStore
 
 
-def config_of(env: dict[str, str], **changes: float) -> StorageConfig:
+def config_of(env: dict[str, str], **changes: int) -> StorageConfig:
     """The configuration of a local server."""
     return StorageConfig(
         endpoint_url=env["AWS_ENDPOINT_URL"],
         access_key=env["AWS_ACCESS_KEY_ID"],
         secret_key=env["AWS_SECRET_ACCESS_KEY"],
-        **changes,  # type: ignore[arg-type]  # all of the tests' are floats
+        **changes,  # type: ignore[arg-type]  # all of the tests' are numbers
     )
 
 
@@ -84,7 +84,7 @@ async def shelf(request: pytest.FixtureRequest, fence: HandFence) -> AsyncIterat
         yield Shelf(MemoryStore(bucket), bucket, fence)
         return
     bucket, s3 = request.getfixturevalue("shelf_bucket"), request.getfixturevalue("s3")
-    async with open_store(config_of(request.getfixturevalue("s3_server").env())) as store:
+    async with open_store(config_of(request.getfixturevalue("s3_server").env(), page_keys=50)) as store:
         shelf = Shelf(store, bucket, fence)
         yield shelf
         keys = [{"Key": key} for key in await shelf.keys()]

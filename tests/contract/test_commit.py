@@ -9,12 +9,15 @@ import contextlib
 import gzip
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kelpie_celery.clock import SystemClock
 from kelpie_celery.errors import LeaseLost, StorageSetupError, StorageUnavailable
@@ -405,6 +408,85 @@ async def test_of_many_files_the_newest_go_last_and_in_order(memory: MemoryStore
     await of_memory.commit.commit("exit")
     assert memory.written[-64:] == [f"p/f{age:03}" for age in range(36, 100)]
     assert sorted(memory.written) == [f"p/f{age:03}" for age in range(100)]
+
+
+async def test_a_file_that_is_written_for_long_is_not_visible_before_it_is_whole(
+    memory: MemoryStore, fence: HandFence, tmp_path: Path
+) -> None:
+    bench = Bench(Shelf(memory, "bucket", fence), tmp_path, quiet_s=0.3)
+    async with bench.watching():
+        with (bench.directory / "a").open("wb") as file:
+            for _ in range(20):
+                file.write(b"x" * 1000)
+                file.flush()
+                await asyncio.sleep(0.05)
+                assert memory.keys("bucket") == []
+        await bench.next_report()
+    assert memory.content("bucket", "p/a") == b"x" * 20_000
+    assert memory.written == ["p/a"]
+
+
+async def test_a_directory_that_never_holds_still_is_warned_of(
+    memory: MemoryStore, fence: HandFence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("kelpie_worker.sync.commit.LATE_S", 0.2)
+    bench = Bench(Shelf(memory, "bucket", fence), tmp_path, quiet_s=60.0)
+    async with bench.watching():
+        bench.write("a", b"1")
+        await until(lambda: any(getattr(record, "action", "") == "commit_late" for record in caplog.records))
+
+
+names = st.sampled_from(["a", "b", "deep/c", "deep/er/d"])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), names, st.binary(max_size=20)),
+        st.tuples(st.just("delete"), names, st.none()),
+        st.tuples(st.just("rename"), names, names),
+        st.tuples(st.just("commit"), st.none(), st.none()),
+        st.tuples(st.just("restart"), st.none(), st.none()),
+    ),
+    max_size=15,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps, st.booleans())
+def test_whatever_a_job_does_the_next_attempt_finds_what_the_last_commit_saw(
+    steps: list[tuple[str, Any, Any]], compression: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as home:
+        asyncio.run(_history(Path(home), steps, compression))
+
+
+async def _history(home: Path, steps: list[tuple[str, Any, Any]], compression: bool) -> None:
+    memory = MemoryStore("bucket")
+    shelf = Shelf(memory, "bucket", HandFence())
+    bench = Bench(shelf, home, compression=compression)
+    committed: dict[str, bytes] = {}
+    for what, one, two in steps:
+        path = bench.directory / one if one else bench.directory
+        if what == "write":
+            bench.write(one, two)
+        elif what == "delete":
+            path.unlink(missing_ok=True)
+        elif what == "rename" and path.exists():
+            (bench.directory / two).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(bench.directory / two)
+        elif what == "commit":
+            await bench.commit.commit("test")
+            committed = tree(bench.directory)
+        elif what == "restart":
+            bench = Bench(shelf, home, compression=compression)
+            block = shelf.block(bench.directory, stage="before")
+            await bench.commit.prime(await PlainRestore(memory, compression=compression).restore([block]))
+            assert tree(bench.directory) == committed
+    await bench.commit.commit("exit")
+    assert len(memory.keys("bucket")) == len(tree(bench.directory))
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
 async def test_uploads_come_before_deletions(memory: MemoryStore, of_memory: Bench) -> None:

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable, UnsafeKey
 from kelpie_celery.patterns import compile_pattern
+from kelpie_worker.sync.errors import DiskFull
 from kelpie_worker.sync.object_store import Sink
 from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.restore import PlainRestore, Restore
@@ -347,3 +350,28 @@ async def test_a_checkpoint_that_a_death_left_in_both_forms_restores_the_packed_
     assert tree(target) == {"a": b"committed"}
     with pytest.raises(StorageSetupError, match="both become"):
         await restore.restore([memory_block(target, role="input")])
+
+
+async def test_more_than_the_disk_can_hold_is_refused_before_anything_is_fetched(
+    memory: MemoryStore, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.seed("bucket", "p/a", b"x" * 1000)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=999))
+    with pytest.raises(DiskFull, match="1000 bytes"):
+        await of_memory(memory).restore([memory_block(target)])
+    assert memory.calls["fetch"] == 0
+
+
+async def test_a_disk_that_fills_up_under_way_is_told_apart_from_the_storage(
+    memory: MemoryStore, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.seed("bucket", "p/a", b"x" * 1000)
+
+    def full(fd: int, data: bytes, at: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DiskFull, match=str(target)):
+        await of_memory(memory, give_up_s=30).restore([memory_block(target)])
+    assert list(target.iterdir()) == []

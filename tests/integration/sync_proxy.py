@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import aiohttp
@@ -107,15 +109,19 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_before(upstream: str) -> AsyncIterator[Proxy]:
-    """A running proxy."""
+async def proxy_before(upstream: str, certificate: Path | None = None) -> AsyncIterator[Proxy]:
+    """A running proxy; with a certificate (and key) it speaks TLS."""
     proxy = Proxy(upstream)
     runner = web.ServerRunner(web.Server(proxy.handle, access_log=None), shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    tls = None
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     host, port = runner.addresses[0][:2]
-    proxy.url = f"http://{host}:{port}"
+    proxy.url = f"{'https' if tls else 'http'}://{host}:{port}"
     try:
         yield proxy
     finally:

@@ -55,6 +55,7 @@ class Belief:
     """What the ledger has told the outside world so far."""
 
     granted: dict[str, list[FencingToken]] = field(default_factory=lambda: defaultdict(list))
+    released: set[FencingToken] = field(default_factory=set)
     over: dict[str, str] = field(default_factory=dict)
     cancels: set[str] = field(default_factory=set)
     jobs: list[str] = field(default_factory=list)
@@ -87,7 +88,7 @@ class History:
 
     def run(self) -> None:
         actions: list[tuple[int, Callable[[], None]]] = [
-            (6, self.submit), (40, self.work), (12, self.tick), (6, self.haunt), (3, self.cancel), (3, self.freeze),
+            (6, self.submit), (40, self.work), (12, self.tick), (12, self.haunt), (3, self.cancel), (3, self.freeze),
             (5, self.die), (4, self.lose_message), (3, self.double_message), (1, self.delete_queue), (1, self.go_away),
             (2, self.power_cut), (4, self.save),
         ]  # fmt: skip
@@ -112,9 +113,20 @@ class History:
             self.tick()
             self.at_most_one_is_trusted()
             if all(self.settled(job_id) for job_id in self.belief.jobs):
+                self.judge_the_end()
                 return
         left = {j: self.w.ledger.get(j) for j in self.belief.jobs if not self.settled(j)}
         pytest.fail(f"not settled: {left}")
+
+    def judge_the_end(self) -> None:
+        for job_id in self.belief.jobs:
+            record = self.w.ledger.get(job_id)
+            if job_id in self.belief.cancels:
+                assert record.status is Status.CANCELED, f"{job_id} was to be canceled, and is {record.status}"
+            elif record.status is not Status.CANCELED and record.attempt <= 50:
+                outcomes = [a.outcome for a in record.attempts]
+                assert record.num_interruptions == outcomes.count("interruption")
+                assert record.num_failures == outcomes.count("failure")
 
     def settled(self, job_id: str) -> bool:
         status = self.w.ledger.status_of(job_id)
@@ -184,9 +196,9 @@ class History:
         nonce = f"{worker.machine}-{self.rng.getrandbits(64):x}"
         asked_at = self.now
         answer = self.w.ask(job_id, worker.machine, nonce, published)
-        if self.chance(0.15):  # its answer is lost, and asked for again
+        if self.chance(0.25):  # its answer is lost, and asked for again
             self.note(answer, job_id)
-            self.w.clock.advance(self.rng.choice([0.5, 5.0, 15.0]))
+            self.w.clock.advance(self.rng.choice([0.5, 12.0, 27.0]))
             asked_at = self.now
             answer = self.w.ask(job_id, worker.machine, nonce, published)
         self.note(answer, job_id)
@@ -208,6 +220,7 @@ class History:
             renewal = self.w.ledger.renew(token, self.rng.choice([Phase.EXECUTING, Phase.UPLOADING]))
         except LeaseLost:
             worker.token = None
+            self.refused(token)
             return
         self.accepted(token)
         worker.trust_until = asked_at + renewal.lease_s
@@ -238,6 +251,7 @@ class History:
         self.accepted(token)
         if status == "cancel":
             status = self.w.ledger.end_attempt(token, canceled())
+        self.belief.released.add(token)
         if self.chance(0.2):  # the answer was lost
             assert self.w.ledger.end_attempt(token, ending if status != "canceled" else canceled()) == status
         if token.job_id in self.belief.cancels:
@@ -252,21 +266,25 @@ class History:
     def accepted(self, token: FencingToken) -> None:
         """The ledger let this attempt pass its fence: it has to be the one that it last granted the job to."""
         assert self.belief.granted[token.job_id][-1:] == [token], f"{token} passed, {self.belief.granted[token.job_id]}"
+        assert token not in self.belief.released, f"{token} acted after it gave its job back"
         assert token.job_id not in self.belief.over, f"{token} acted after the end of its job"
+
+    def refused(self, token: FencingToken) -> None:
+        """A renewal failed, however late: somebody else holds the job, or it has ended."""
+        if self.belief.granted[token.job_id][-1:] == [token] and token not in self.belief.released:
+            status = self.w.ledger.status_of(token.job_id)
+            assert status is None or status.ended, f"{token} lost its {status} job to nobody"
 
     def haunt(self) -> None:
         """Somebody thought dead comes back: a frozen node, a process behind a network that failed."""
-        if not self.ghosts:
-            return
-        ghost = self.rng.choice(self.ghosts)
-        if ghost.token is None:
-            return
-        if self.now < ghost.trust_until:
-            self.act(ghost)
-        elif self.rng.random() < 0.5:
-            self.renew(ghost)
-        else:  # it does not even look at its clock: harmless all the same
-            self.act(ghost)
+        haunting = [ghost for ghost in self.ghosts if ghost.token is not None]
+        if self.belief.released and self.rng.random() < 0.3:
+            token = self.rng.choice(sorted(self.belief.released, key=str))
+            self.renew(Worker("m-released", token))
+        elif haunting:
+            ghost = self.rng.choice(haunting)
+            # One that does not even look at its clock is harmless all the same.
+            (self.renew if self.rng.random() < 0.4 else self.act)(ghost)
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
@@ -323,6 +341,10 @@ class History:
         for job_id in self.belief.jobs[len(belief.jobs) :]:
             self.w.submit(job_id)
         self.up_since = self.now
+        if self.rng.random() < 0.7:  # those who held jobs come back later than others claim them
+            for n, worker in enumerate(self.workers):
+                self.ghosts.append(worker)
+                self.workers[n] = Worker(worker.machine)
 
     # -- judgement ---------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -18,7 +20,7 @@ import pytest
 from yarl import URL
 
 from kelpie_celery.clock import SystemClock
-from kelpie_celery.errors import LeaseLost
+from kelpie_celery.errors import LeaseLost, StorageSetupError
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.object_store import ObjectStore
@@ -27,6 +29,7 @@ from kelpie_worker.sync.signing import Presigner, StorageClock
 from kelpie_worker.sync.store import open_store
 from kelpie_worker.sync.wire import Wire
 from tests.contract.fakes_s3 import HandFence
+from tests.integration.sync_proxy import proxy_before
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from kelpie_celery.local.servers import SeaweedServer
 
 MIB = 1024 * 1024
+CERTIFICATE = Path(__file__).with_name("tls_loopback.pem")
 
 
 class SetClock(SystemClock):
@@ -56,9 +60,21 @@ def config(s3_server: SeaweedServer, s3: S3Client) -> StorageConfig:
     )
 
 
-@pytest.fixture
-async def store(config: StorageConfig) -> AsyncIterator[ObjectStore]:
-    async with open_store(config) as opened:
+@pytest.fixture(params=["plain", "tls"])
+async def store(
+    request: pytest.FixtureRequest, config: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ObjectStore]:
+    """The server, by itself and behind TLS, whose buffers are other ones."""
+    if request.param == "plain":
+        async with open_store(config) as opened:
+            yield opened
+        return
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(CERTIFICATE))
+    assert config.endpoint_url
+    async with (
+        proxy_before(config.endpoint_url, CERTIFICATE) as proxy,
+        open_store(replace(config, endpoint_url=proxy.url)) as opened,
+    ):
         yield opened
 
 
@@ -154,6 +170,34 @@ async def test_a_body_that_a_worker_began_before_a_freeze_never_ends_after_it(
     assert keys(s3, s3_bucket) == []
 
 
+async def test_bodies_of_any_size_go_up_and_come_down(store: ObjectStore, s3_bucket: str) -> None:
+    for size in (0, 1, 100_000, 8 * MIB):
+        data = os.urandom(size)
+        put = await store.put(s3_bucket, f"k{size}", BytesBody(data), HandFence())
+        back = bytearray()
+
+        async def take(chunk: bytes, back: bytearray = back) -> None:
+            back.extend(chunk)
+
+        await store.fetch(s3_bucket, put.key, take, etag=put.etag, start_byte=0, length_bytes=size)
+        assert back == data
+
+
+async def test_a_server_whose_certificate_nobody_vouches_for_is_not_talked_to(
+    config: StorageConfig, s3_bucket: str
+) -> None:
+    assert config.endpoint_url
+    async with (
+        proxy_before(config.endpoint_url, CERTIFICATE) as proxy,
+        open_store(replace(config, endpoint_url=proxy.url)) as store,
+    ):
+        with pytest.raises(StorageSetupError, match="certificate"):
+            await store.head(s3_bucket, "k")
+        with pytest.raises(StorageSetupError, match="certificate"):
+            await store.put(s3_bucket, "k", BytesBody(b"x"), HandFence())
+        assert proxy.seen == []
+
+
 async def test_the_kernel_gives_up_what_is_not_acknowledged_within_the_trust_window(
     config: StorageConfig, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +230,7 @@ class Fence:
     def remaining_s(self): return self.end - time.clock_gettime(time.CLOCK_BOOTTIME)
     async def trusted(self, at_least_s=2.0):
         if self.remaining_s() <= 0:
-            from kelpie_celery.errors import LeaseLost
+            from kelpie_celery.errors import LeaseLost, StorageSetupError
             raise LeaseLost("lost")
         return self.remaining_s()
 

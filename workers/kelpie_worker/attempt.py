@@ -109,7 +109,7 @@ class Attempt:
         log.info(
             "attempt ended",
             extra={"action": "attempt_ended", "outcome": ending.outcome, "reason": ending.reason, "duration_s": seconds,
-                   **self._fields},
+                   "why": ending.message or None, **self._fields},
         )  # fmt: skip
         return replace(ending, facts={"seconds": seconds, **self._facts, **ending.facts})
 

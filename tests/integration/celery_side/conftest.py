@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from kelpie_celery.local.servers import ValkeyServer
 from tests.harness.waiting import eventually
 from tests.integration.celery_side.fleet import Fleet
+from tests.integration.celery_side.played import definition
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,7 @@ def everlasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             for process in started:
                 process.wait_ready()
                 process.keep_alive()
+            fleet.get(fleet.run_job.delay(definition("first")))
             yield fleet
         finally:
             fleet.close()

@@ -1,7 +1,7 @@
 """Points at which a worker kills itself when the test has armed them, wrapped around the product's and Celery's code.
 
-The key ``test:kill:<point>:<name of the job>`` arms a point once, for the job that the thread works on; its value is the
-process to kill, or 0 for the worker itself.
+The key ``test:kill:<point>:<name of the job>`` arms a point once, for the job that the thread works on; its
+value is the process to kill, or 0 for the worker itself.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from celery import Signature
-from celery.exceptions import TimeoutError
+from celery.exceptions import TimeoutError as NoResult
 from celery.result import AsyncResult
 from redis import Redis
 
@@ -228,8 +228,8 @@ class Fleet:
         """A result; what stands in the way is told when there is none."""
         try:
             return result.get(timeout=timeout_s)
-        except TimeoutError as e:
-            state = f"{self.state(result.id)}, last of it: {self.redis.get(f'celery-task-meta-{result.id}')}"
+        except NoResult as e:
+            state = f"Celery says {self.state(result.id)}"
             raise AssertionError(f"no result of {result.id} in {timeout_s:g} s ({state})\n{self.explain()}") from e
 
     def expect_once(self, ids: Iterable[str]) -> None:

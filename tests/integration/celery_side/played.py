@@ -43,10 +43,10 @@ class Notes:
             self.redis.rpush(f"test:{name}", json.dumps({"t": time.time(), "pid": os.getpid(), **facts}))
 
     def all(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(row) for row in self.redis.lrange(f"test:{name}", 0, -1)]  # type: ignore[union-attr]
+        return [json.loads(row) for row in self.redis.lrange(f"test:{name}", 0, -1)]
 
     def count(self, name: str) -> int:
-        return int(self.redis.llen(f"test:{name}"))  # type: ignore[arg-type]
+        return int(self.redis.llen(f"test:{name}"))
 
 
 class Player:

@@ -79,8 +79,9 @@ def test_celerys_own_command_line_cancels(fleet: Fleet, words: list[str]) -> Non
     fleet.wait_started(running.id)
     for job_id in (running.id, pending.id):
         command = [job_id if word == "ID" else word for word in words]
+        environment = {**os.environ, **fleet.env()}
         argv = [sys.executable, "-m", "celery", "-A", APP, "control", "--timeout", "0.3", *command]
-        done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **fleet.env()}, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
     expect_canceled(fleet, running.id)
     fleet.wait_status(pending.id, "canceled")
@@ -88,7 +89,9 @@ def test_celerys_own_command_line_cancels(fleet: Fleet, words: list[str]) -> Non
 
 def test_canceling_a_step_keeps_the_next_ones_from_running(fleet: Fleet) -> None:
     job = fleet.run_job
-    result = chain(job.s(definition("step1", LONG_S)), job.si(definition("step2")), fleet.plain(tag="x")).apply_async()
+    result: Any = chain(
+        job.s(definition("step1", LONG_S)), job.si(definition("step2")), fleet.plain(tag="x")
+    ).apply_async()
     first = result.parent.parent
     fleet.wait_started(first.id)
     first.revoke(terminate=True)
@@ -102,7 +105,7 @@ def test_canceling_a_step_keeps_the_next_ones_from_running(fleet: Fleet) -> None
 
 def test_canceling_a_later_step_ends_the_chain_when_it_gets_there(fleet: Fleet) -> None:
     job = fleet.run_job
-    result = chain(job.s(definition("early", 1.0)), job.si(definition("late"))).apply_async()
+    result: Any = chain(job.s(definition("early", 1.0)), job.si(definition("late"))).apply_async()
     result.revoke()
     fleet.get(result.parent)
     expect_canceled(fleet, result.id)
@@ -112,7 +115,7 @@ def test_canceling_a_later_step_ends_the_chain_when_it_gets_there(fleet: Fleet) 
 def test_canceling_a_part_fails_its_chord(fleet: Fleet) -> None:
     job = fleet.run_job
     parts = [job.s(definition("part1")), job.s(definition("part2", LONG_S))]
-    result = chord(parts, fleet.plain(tag="never")).apply_async()
+    result: Any = chord(parts, fleet.plain(tag="never")).apply_async()
     long = result.parent.results[1]
     fleet.wait_started(long.id)
     long.revoke(terminate=True)
@@ -124,7 +127,7 @@ def test_canceling_a_part_fails_its_chord(fleet: Fleet) -> None:
 
 
 def test_a_whole_group_can_be_revoked(fleet: Fleet) -> None:
-    result = group(fleet.run_job.s(definition("member", LONG_S)) for _ in range(5)).apply_async()
+    result: Any = group(fleet.run_job.s(definition("member", LONG_S)) for _ in range(5)).apply_async()
     fleet.wait("three of them run", lambda: sum(fleet.runs(r.id) for r in result.results) == 3)
     result.revoke(terminate=True)
     for member in result.results:

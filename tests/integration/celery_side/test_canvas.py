@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
-from celery.canvas import StampingVisitor
+from celery.canvas import StampingVisitor  # type: ignore[attr-defined]  # missing in celery-types
 
 from kelpie_celery.errors import DefinitionError, JobExists, KelpieError
 from tests.integration.celery_side.fleet import GROUP, Fleet, ids_of
@@ -24,7 +24,7 @@ def message_of(fleet: Fleet, job_id: str) -> dict[str, Any]:
 
 def test_results_reach_the_next_job_in_order(fleet: Fleet) -> None:
     job = fleet.run_job
-    result = chain(job.s(definition("n1")), job.s(definition("n2")), job.si(definition("n3"))).apply_async()
+    result: Any = chain(job.s(definition("n1")), job.s(definition("n2")), job.si(definition("n3"))).apply_async()
     fleet.get(result)
     assert [p["name"] for p in fleet.get(result.parent)["parents"]] == ["n1"]
     assert fleet.get(result)["parents"] == []
@@ -35,7 +35,7 @@ def test_a_nested_workflow_runs_each_of_its_parts_once(fleet: Fleet) -> None:
     inner = chain(job.si(definition("n3")), job.s(definition("n4")))
     outer = group(fleet.plain(tag="n6"), job.s(definition("n7")))
     workflow = chain(job.s(definition("n1")), group(job.si(definition("n2")), inner), job.s(definition("n5")), outer)
-    result = workflow.apply_async()
+    result: Any = workflow.apply_async()
     tag, last = fleet.get(result)
     assert (tag, last["name"]) == ("n6", "n7")
     assert [p["name"] for p in last["parents"][0]["parents"][0]] == ["n2", "n4"]
@@ -48,7 +48,9 @@ def test_a_nested_workflow_runs_each_of_its_parts_once(fleet: Fleet) -> None:
 def test_chains_of_chords_and_a_plain_task_first(fleet: Fleet) -> None:
     job = fleet.run_job
     pair = [job.s(definition("a")), job.s(definition("b"))]
-    result = chain(fleet.plain(tag="first"), chord(pair, job.s(definition("c"))), fleet.plain(tag="last")).apply_async()
+    result: Any = chain(
+        fleet.plain(tag="first"), chord(pair, job.s(definition("c"))), fleet.plain(tag="last")
+    ).apply_async()
     assert fleet.get(result) == "last"
     body = fleet.get(result.parent)
     assert [p["parents"] for p in body["parents"][0]] == [["first"], ["first"]]
@@ -57,27 +59,27 @@ def test_chains_of_chords_and_a_plain_task_first(fleet: Fleet) -> None:
 def test_every_link_of_a_list_is_followed(fleet: Fleet) -> None:
     linked = fleet.run_job.s(definition("linked"))
     linked.freeze()
-    result = fleet.run_job.apply_async((definition("head"),), link=[linked, fleet.plain(tag="link")])
+    result: Any = fleet.run_job.apply_async((definition("head"),), link=[linked, fleet.plain(tag="link")])
     fleet.get(result)
     assert fleet.get(fleet.app.AsyncResult(linked.id))["parents"][0]["name"] == "head"
     fleet.wait("the plain link ran", lambda: fleet.notes.count("plain:link"))
 
 
 def test_stamps_reach_every_step(fleet: Fleet) -> None:
-    class Stamp(StampingVisitor):
+    class Stamp(StampingVisitor):  # type: ignore[misc]  # as above
         def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
             return {"who": "me"}
 
     workflow = chain(fleet.run_job.s(definition("st1")), fleet.run_job.si(definition("st2")))
     workflow.stamp(Stamp())
-    result = workflow.apply_async()
+    result: Any = workflow.apply_async()
     fleet.get(result)
     assert [message_of(fleet, i)["headers"]["stamps"] for i in ids_of(result)] == [{"who": "me"}] * 2
 
 
 def test_a_plain_task_may_be_replaced_by_a_job(fleet: Fleet) -> None:
     replaced = fleet.app.tasks["replaced"]
-    result = chain(replaced.s(definition("rp")), fleet.run_job.s(definition("after"))).apply_async()
+    result: Any = chain(replaced.s(definition("rp")), fleet.run_job.s(definition("after"))).apply_async()
     assert fleet.get(result)["parents"][0]["name"] == "rp"
     assert fleet.record(result.parent.id).name == "rp"
 
@@ -96,7 +98,7 @@ def test_a_job_can_be_sent_by_name(fleet: Fleet) -> None:
 
 
 def test_celerys_options_are_kept(fleet: Fleet) -> None:
-    result = fleet.run_job.apply_async(
+    result: Any = fleet.run_job.apply_async(
         (definition("opts"),), ignore_result=True, shadow="nice name", headers={"x": "y"}, expires=600, priority=3
     )
     fleet.wait_status(result.id, "completed")
@@ -123,7 +125,7 @@ def test_urgent_jobs_are_served_first(fleet: Fleet) -> None:
 
 
 def test_a_countdown_waits_in_the_ledger_and_holds_no_slot(fleet: Fleet) -> None:
-    result = fleet.run_job.apply_async((definition("later"),), countdown=1.5)
+    result: Any = fleet.run_job.apply_async((definition("later"),), countdown=1.5)
     due = datetime.now(UTC) + timedelta(seconds=1.5)
     by_eta = fleet.run_job.apply_async((definition("eta"),), eta=due)
     assert fleet.app.ledger.counts(GROUP).delayed == 2
@@ -137,16 +139,44 @@ def test_a_countdown_waits_in_the_ledger_and_holds_no_slot(fleet: Fleet) -> None
 
 
 def test_an_expired_job_is_canceled(fleet: Fleet) -> None:
-    result = fleet.run_job.apply_async((definition("expired"),), expires=0.2, countdown=1.0)
+    result: Any = fleet.run_job.apply_async((definition("expired"),), expires=0.2, countdown=1.0)
     fleet.wait_status(result.id, "canceled")
     fleet.wait_outbox([result.id])
     assert fleet.runs(result.id) == 0
     assert fleet.state(result.id) == "REVOKED"
 
 
+def test_a_job_that_started_in_time_does_not_expire_when_it_is_interrupted(fleet: Fleet) -> None:
+    fleet.arm("run", "in-time")
+    result = fleet.run_job.apply_async((definition("in-time"),), expires=1.0)
+    assert fleet.get(result)["attempt"] == 2
+    fleet.expect_once([result.id])
+
+
+def test_an_idempotency_key_is_for_a_job_by_itself(fleet: Fleet) -> None:
+    job, keyed = fleet.run_job, definition("keyed", idempotency_key="once")
+    first = job.delay(keyed)
+    assert job.delay(keyed).id == first.id
+    with pytest.raises(DefinitionError, match="idempotency_key"):
+        chain(job.s(definition("before")), job.si(keyed)).apply_async()
+    with pytest.raises(JobExists, match="once"):
+        group(job.s(keyed), job.s(keyed)).apply_async()
+    fleet.get(first)
+    fleet.expect_once([first.id])
+
+
+def test_a_later_step_keeps_its_priority(fleet: Fleet) -> None:
+    later = fleet.run_job.si(definition("urgent")).set(priority=0)
+    result: Any = chain(fleet.run_job.s(definition("normal", priority=7)), later).apply_async()
+    fleet.get(result)
+    assert [fleet.record(i).priority for i in ids_of(result)] == [0, 7]
+
+
 def test_the_next_step_may_belong_to_another_container_group(fleet: Fleet) -> None:
     job = fleet.run_job
-    result = chain(job.s(definition("here")), job.si(definition("there", container_group_id="elsewhere"))).apply_async()
+    result: Any = chain(
+        job.s(definition("here")), job.si(definition("there", container_group_id="elsewhere"))
+    ).apply_async()
     fleet.get(result.parent)
     fleet.wait("it waits for a worker of its group", lambda: fleet.redis.llen("kelpie.elsewhere:5"))
     assert fleet.record(result.id).status == "pending"
@@ -169,10 +199,10 @@ def test_a_canvas_is_applied_once_and_its_clone_again(fleet: Fleet) -> None:
     job = fleet.run_job
     workflow = chain(job.s(definition("u1")), job.si(definition("u2")))
     copy = workflow.clone()
-    first = workflow.apply_async()
+    first: Any = workflow.apply_async()
     with pytest.raises(JobExists, match="clone"):
         workflow.apply_async()
-    second = copy.apply_async()
+    second: Any = copy.apply_async()
     assert set(ids_of(first)).isdisjoint(ids_of(second))
     for result in (first, second):
         fleet.get(result)
@@ -182,7 +212,7 @@ def test_a_canvas_is_applied_once_and_its_clone_again(fleet: Fleet) -> None:
 def test_a_group_is_applied_once(fleet: Fleet) -> None:
     members = group(fleet.run_job.s(definition(f"w{i}")) for i in range(2))
     members.freeze()
-    first = members.apply_async()
+    first: Any = members.apply_async()
     with pytest.raises(JobExists):
         members.apply_async()
     fleet.get(first)
@@ -209,7 +239,7 @@ def test_the_next_job_starts_while_the_outputs_of_the_last_one_upload(fleet: Fle
 
 
 def test_a_message_names_the_job_and_nothing_of_its_definition(fleet: Fleet) -> None:
-    result = fleet.run_job.apply_async((definition("quiet", container_group_id="nobody"),))
+    result: Any = fleet.run_job.apply_async((definition("quiet", container_group_id="nobody"),))
     body = json.loads(base64.b64decode(message_of(fleet, result.id)["body"]))
     assert body[0] == [result.id]
     fleet.app.ledger.cancel(result.id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from celery import chain, chord
 from celery.exceptions import ChordError
@@ -19,7 +21,7 @@ def failing(name: str, *times: int, max_failures: int = 1) -> dict[str, object]:
 def test_a_failed_step_ends_its_chain_and_calls_an_errback_of_the_old_style(fleet: Fleet) -> None:
     job = fleet.run_job
     steps = chain(job.s(failing("fa")), job.si(definition("fb")), fleet.plain(tag="fc"))
-    result = steps.on_error(fleet.plain(tag="fe")).apply_async()
+    result: Any = steps.on_error(fleet.plain(tag="fe")).apply_async()
     first, second = result.parent.parent, result.parent
     with pytest.raises(JobFailed) as raised:
         fleet.get(result)
@@ -36,7 +38,7 @@ def test_a_failed_step_ends_its_chain_and_calls_an_errback_of_the_old_style(flee
 def test_errbacks_may_be_of_the_new_style_and_may_be_jobs(fleet: Fleet) -> None:
     rescue = fleet.run_job.si(definition("rescue"))
     rescue.freeze()
-    result = fleet.run_job.apply_async((failing("fn"),), link_error=[fleet.app.tasks["errback_new"].s(), rescue])
+    result: Any = fleet.run_job.apply_async((failing("fn"),), link_error=[fleet.app.tasks["errback_new"].s(), rescue])
     with pytest.raises(JobFailed):
         fleet.get(result)
     assert fleet.get(fleet.app.AsyncResult(rescue.id))["name"] == "rescue"
@@ -48,7 +50,7 @@ def test_errbacks_may_be_of_the_new_style_and_may_be_jobs(fleet: Fleet) -> None:
 def test_a_worker_that_dies_before_it_tells_of_a_failure_makes_nobody_hear_of_it_twice(fleet: Fleet) -> None:
     fleet.arm("after_fail", "ka")
     job = fleet.run_job
-    result = chain(job.s(failing("ka")), job.si(definition("kb"))).on_error(fleet.plain(tag="ke")).apply_async()
+    result: Any = chain(job.s(failing("ka")), job.si(definition("kb"))).on_error(fleet.plain(tag="ke")).apply_async()
     with pytest.raises(JobFailed):
         fleet.get(result)
     fleet.wait_outbox([result.parent.id])
@@ -67,7 +69,7 @@ def test_a_failed_part_fails_its_chord_once(fleet: Fleet, point: str) -> None:
     job = fleet.run_job
     workflow = chord([job.s(definition(f"{tag}-ok")), job.s(failing(f"{tag}-bad"))], job.s(definition(f"{tag}-body")))
     workflow.link_error(fleet.plain(tag=tag))
-    result = workflow.apply_async()
+    result: Any = workflow.apply_async()
     with pytest.raises((ChordError, JobFailed)):
         fleet.get(result)
     fleet.wait("the body is given up", lambda: fleet.state(result.id) == "FAILURE")

@@ -1,4 +1,4 @@
-"""A worker is killed at every step of a job's life in a workflow; neither a control worker nor a beat is alive (P2, P11).
+"""A worker is killed at every step of a job's life in a workflow; no control worker and no beat is alive (P2, P11).
 
 All workflows are under way at once; a worker has one slot, so that a kill hits one of them.
 """

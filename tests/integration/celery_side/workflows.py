@@ -54,7 +54,7 @@ def start_chain(fleet: Fleet, point: str) -> Workflow:
     tag = f"chain{next(_number)}"
     armed, job = _arm(fleet, point, f"{tag}-2"), fleet.run_job
     steps = [job.s(definition(f"{tag}-1")), job.si(definition(f"{tag}-2")), job.s(definition(f"{tag}-3"))]
-    result = chain(*steps, fleet.plain(tag=tag)).apply_async()
+    result: Any = chain(*steps, fleet.plain(tag=tag)).apply_async()
     return Workflow(result, ids_of(result.parent), tag, armed)
 
 
@@ -62,7 +62,7 @@ def start_pair(fleet: Fleet, point: str) -> Workflow:
     """A job and a plain task; the job's worker dies."""
     tag = f"pair{next(_number)}"
     armed = _arm(fleet, point, tag)
-    result = chain(fleet.run_job.s(definition(tag)), fleet.plain(tag=tag)).apply_async()
+    result: Any = chain(fleet.run_job.s(definition(tag)), fleet.plain(tag=tag)).apply_async()
     return Workflow(result, ids_of(result.parent), tag, armed)
 
 
@@ -70,7 +70,7 @@ def start_group(fleet: Fleet) -> Workflow:
     """Five jobs; the workers of two of them die while they run."""
     tag = f"group{next(_number)}"
     armed = _arm(fleet, "run", f"{tag}-1", f"{tag}-3")
-    result = group(fleet.run_job.s(definition(f"{tag}-{i}", 0.3)) for i in range(5)).apply_async()
+    result: Any = group(fleet.run_job.s(definition(f"{tag}-{i}", 0.3)) for i in range(5)).apply_async()
     return Workflow(result, [r.id for r in result.results], "", armed)
 
 
@@ -79,7 +79,7 @@ def start_chord(fleet: Fleet, point: str, *, body_is_a_job: bool) -> Workflow:
     tag = f"chord{next(_number)}"
     armed = _arm(fleet, point, f"{tag}-part")
     body = fleet.run_job.s(definition(f"{tag}-body")) if body_is_a_job else fleet.plain(tag=tag)
-    result = chord([fleet.run_job.s(definition(f"{tag}-part", 0.02 * i)) for i in range(5)], body).apply_async()
+    result: Any = chord([fleet.run_job.s(definition(f"{tag}-part", 0.02 * i)) for i in range(5)], body).apply_async()
     parts = [r.id for r in result.parent.results]
     return Workflow(result, [*parts, result.id] if body_is_a_job else parts, "" if body_is_a_job else tag, armed)
 

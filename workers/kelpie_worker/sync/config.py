@@ -24,6 +24,7 @@ class StorageConfig:
         read_timeout_s: For the next byte in either direction.
         complete_timeout_s: For the answer to the end of an upload in parts, which may copy everything.
         requests: Requests that may be under way at once.
+        page_keys: Keys that are asked for in one LIST; the storage may give fewer.
     """
 
     endpoint_url: str | None = None
@@ -35,6 +36,7 @@ class StorageConfig:
     read_timeout_s: float = 60.0
     complete_timeout_s: float = 300.0
     requests: int = 16
+    page_keys: int = 1000
 
     @classmethod
     def from_settings(cls, settings: Settings) -> StorageConfig:

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -75,8 +76,21 @@ async def open_store(config: StorageConfig, clock: Clock | None = None) -> Async
         ),
     )  # fmt: skip
     storage_clock = StorageClock(clock or SystemClock())
-    async with client as s3, Wire(config, storage_clock) as wire:
+    tls = _tls(session.get_config_variable("ca_bundle")) if _is_tls(config) else None
+    async with client as s3, Wire(config, storage_clock, tls) as wire:
         yield S3Store(s3, wire, config, storage_clock)
+
+
+def _is_tls(config: StorageConfig) -> bool:
+    return config.endpoint_url is None or config.endpoint_url.startswith("https")
+
+
+@functools.cache
+def _tls(bundle: str | None) -> ssl.SSLContext:
+    """Trust whom botocore trusts (``AWS_CA_BUNDLE``, else its own list): a slim image may have no other list."""
+    from botocore.httpsession import get_cert_path  # noqa: PLC0415
+
+    return ssl.create_default_context(cafile=bundle or get_cert_path(verify=True))
 
 
 @functools.cache
@@ -104,14 +118,14 @@ class S3Store:
     async def list(self, bucket: str, prefix: str) -> AsyncIterator[StoredObject]:
         """All objects whose keys begin with ``prefix``."""
         doing = self._doing(f"listing {prefix!r}", bucket)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"MaxKeys": self._config.page_keys}
         while True:
             page = await self._call(doing, partial(self._client.list_objects_v2, Bucket=bucket, Prefix=prefix, **more))
             for entry in page.get("Contents", ()):
                 yield StoredObject(entry["Key"], entry["Size"], entry.get("ETag", "").strip('"'))
             if not page.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            more["ContinuationToken"] = page["NextContinuationToken"]
 
     async def head(self, bucket: str, key: str) -> StoredObject | None:
         """One object, or None."""

@@ -1,5 +1,7 @@
 """Blocking work off the event loop, and bounded parallel work on it, both safe to cancel.
 
+The threads are our own, not the event loop's: a slow disk that keeps all of them busy must not hold up a heartbeat.
+
 Limits: a thread cannot be interrupted, so blocking work is given in pieces of a fraction of a second.
 """
 
@@ -7,10 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_THREADS = 8
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads for all attempts of this process."""
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="kelpie-sync")
 
 
 async def in_thread(function: Callable[[], T]) -> T:
@@ -19,7 +31,7 @@ async def in_thread(function: Callable[[], T]) -> T:
     When cancelled it leaves only after the function has ended: a caller may then close or delete the files that the
     function uses (a descriptor closed under a running thread may be another file's by the time it writes).
     """
-    work = asyncio.ensure_future(asyncio.to_thread(function))
+    work = asyncio.get_running_loop().run_in_executor(_threads(), function)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -102,7 +103,7 @@ class _SentBody(Payload):
         if transport is None:
             return
         if self._fence:
-            transport.set_write_buffer_limits(high=0)
+            _shrink_buffers(transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             # Connections are used again: without a fence the system's own limit is put back (0).
@@ -116,17 +117,20 @@ class Wire:
     Args:
         config: The storage.
         clock: Learns the storage's time from its answers.
+        tls: Whom to trust; by default those whom the system trusts.
     """
 
-    def __init__(self, config: StorageConfig, clock: StorageClock) -> None:
-        self._config, self._clock = config, clock
+    def __init__(self, config: StorageConfig, clock: StorageClock, tls: ssl.SSLContext | None = None) -> None:
+        self._config, self._clock, self._tls = config, clock, tls
         self._presigner = Presigner(config, clock)
         self._free = asyncio.Semaphore(config.requests)
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._config.requests, keepalive_timeout=15),
+            connector=aiohttp.TCPConnector(
+                limit=self._config.requests, keepalive_timeout=15, ssl=self._tls if self._tls else True
+            ),
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=self._config.connect_timeout_s),
             # An object is what its bytes are, whatever its Content-Encoding says.
             auto_decompress=False,
@@ -225,6 +229,17 @@ class Wire:
             failure = _of_the_body(doing, sent) or from_exception(doing, error)
         if failure is not None:
             raise failure from None
+
+
+def _shrink_buffers(transport: Any) -> None:
+    """Let ``drain`` wait until the kernel has everything, with TLS too, which is a layer with a buffer of its own."""
+    inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    if inner is None:
+        transport.set_write_buffer_limits(high=0)
+    else:
+        inner.set_write_buffer_limits(high=0)
+        # asyncio's TLS pauses at its limit, not above it: 0 would pause for ever.
+        transport.set_write_buffer_limits(high=1)
 
 
 def _of_the_body(doing: Doing, sent: list[_SentBody]) -> Exception | None:
