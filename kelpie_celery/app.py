@@ -60,7 +60,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "redis_socket_timeout": 10.0,
         "redis_socket_connect_timeout": 10.0,
-        "redis_socket_keepalive": True,
+        "redis_socket_keepalive": not _is_local(url),
         "redis_backend_health_check_interval": 10,
         # A chord counts its parts under the same expiry; its jobs may be days apart.
         "result_expires": 3 * settings.job_retention_s,
@@ -99,6 +99,10 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _is_local(url: str) -> bool:
+    return url.startswith(("unix:", "socket:"))
+
+
 def _celery_url(url: str) -> str:
     """redis-py's ``unix://`` as Celery spells it."""
     if not url.startswith("unix://"):
@@ -131,8 +135,9 @@ def connect(url: str) -> Redis:
         decode_responses=True,
         socket_timeout=5,
         socket_connect_timeout=5,
-        socket_keepalive=True,
         health_check_interval=10,
+        # redis-py refuses the option for a Unix socket.
+        **({} if _is_local(url) else {"socket_keepalive": True}),
         retry=Retry(NoBackoff(), 0),
     )
 

@@ -134,10 +134,11 @@ class Ledger:
         )  # fmt: skip
         what = text(row[0])
         if what == "granted":
-            attempt, lease, now, definition, parents, failures, created, started, commit, continues = map(text, row[1:])
+            values = map(text, row[1:])
+            attempt, lease, now, definition, parents, failures, created, started, commit, continues, ran = values
             return Granted(
                 FencingToken(job_id, int(attempt), nonce), float(lease), float(now), definition, parents,
-                int(failures), float(created), float(started), commit, int(continues),
+                int(failures), float(created), float(started), commit, int(continues), float(ran),
             )  # fmt: skip
         if what == "ended":
             return Ended(Status(text(row[1])), json.loads(text(row[2])), text(row[3]), text(row[4]))

@@ -77,7 +77,7 @@ class FencingToken:
 
 @dataclass(frozen=True)
 class Granted:
-    """A claim that was granted."""
+    """A claim that was granted; ``ran_s`` is how long the job's commands ran in earlier attempts, in seconds."""
 
     token: FencingToken
     lease_s: float
@@ -89,6 +89,7 @@ class Granted:
     started: float
     commit: str
     continues: int
+    ran_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from redis import Redis
@@ -158,15 +159,15 @@ class WatchedLedger(Ledger):
         return float(text(seconds)) + float(text(micros)) / 1e6
 
     def _call(self, operation: str, doing: str, *args: Any, client: Any = None) -> Any:
-        with self.watch():
+        with self.watch(operation):
             return super()._call(operation, doing, *args, client=client)
 
     def submit_many(self, jobs: Sequence[NewJob], batch: int = 500) -> list[Submitted]:
-        with self.watch():
+        with self.watch("submit"):
             return super().submit_many(jobs, batch)
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
+    def watch(self, operation: str) -> Iterator[None]:
         if not self.watching:
             yield
             return
@@ -175,7 +176,11 @@ class WatchedLedger(Ledger):
         check(self._seen)
         for job_id in before.records.keys() | self._seen.records.keys():
             was, now = before.records.get(job_id), self._seen.records.get(job_id)
-            self._judge(job_id, was.status if was else None, now.status if now else None)
+            steps = [was.status if was else None, now.status if now else None]
+            if operation == "end_attempt" and steps[0] is Status.PENDING and steps[1] is not Status.PENDING:
+                steps.insert(1, Status.RUNNING)  # a late ending takes the job back from the reaper first
+            for step in pairwise(steps):
+                self._judge(job_id, *step)
 
     def _judge(self, job_id: str, before: Status | None, after: Status | None) -> None:
         if before == after:

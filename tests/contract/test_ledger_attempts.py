@@ -11,7 +11,7 @@ from redis import Redis
 from kelpie_celery.errors import LeaseLost
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.ledger import Ledger
-from kelpie_celery.ledger.types import Banned, Claim, Ended, FencingToken, Granted, Refused
+from kelpie_celery.ledger.types import Banned, Claim, Ended, Ending, FencingToken, Granted, Refused, Timings
 from kelpie_celery.lifecycle import Outcome, Phase, Reason, Status
 from tests.contract.ledger_cases import (
     GROUP,
@@ -461,11 +461,11 @@ def test_a_cancel_wins_over_a_completion_that_comes_later(w: World) -> None:
 
 
 @pytest.mark.parametrize("ending", [failure(), interruption(), again()], ids=lambda e: str(e.outcome))
-def test_a_canceled_job_does_not_go_on_however_its_attempt_ends(w: World, ending: object) -> None:
+def test_a_canceled_job_does_not_go_on_however_its_attempt_ends(w: World, ending: Ending) -> None:
     w.submit()
     token = w.start()
     w.ledger.cancel("j1")
-    assert w.ledger.end_attempt(token, ending) == "canceled"  # type: ignore[arg-type]  # parametrize knows no types
+    assert w.ledger.end_attempt(token, ending) == "canceled"
     record = w.ledger.get("j1")
     assert (record.num_failures, record.num_interruptions) == (0, 0)
 
@@ -477,13 +477,13 @@ def test_a_canceled_job_does_not_go_on_however_its_attempt_ends(w: World, ending
     ids=["completed", "failure", "final", "interruption", "continue", "canceled", "delayed"],
 )  # fmt: skip
 def test_an_ending_whose_answer_was_lost_is_answered_the_same_and_takes_effect_once(
-    w: World, ending: object, status: str
+    w: World, ending: Ending, status: str
 ) -> None:
     w.submit()
     token = w.start()
-    assert w.ledger.end_attempt(token, ending) == status  # type: ignore[arg-type]
+    assert w.ledger.end_attempt(token, ending) == status
     before = w.ledger.get("j1")
-    assert w.ledger.end_attempt(token, ending) == status  # type: ignore[arg-type]
+    assert w.ledger.end_attempt(token, ending) == status
     assert w.ledger.get("j1") == before
 
 
@@ -508,14 +508,30 @@ def test_an_ending_is_stale_for_another_number_another_nonce_and_after_another_c
     w.submit()
     old = w.start(machine="m1")
     w.wait(31)
-    with pytest.raises(LeaseLost):
-        w.ledger.end_attempt(old, completed())
     new = w.start(machine="m2")
     for stale in (old, other(new), FencingToken("j1", 7, new.nonce), FencingToken("nope", 1, "n")):
         for ending in (completed(), failure(), interruption(), canceled()):
             with pytest.raises(LeaseLost):
                 w.ledger.end_attempt(stale, ending)
     assert w.ledger.end_attempt(new, completed()) == "completed"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "interruptions"),
+    [(completed(), "completed", 0), (failure(), "pending", 0), (interruption(), "pending", 1)],
+    ids=["completed", "failure", "interruption"],
+)
+def test_an_ending_after_the_reaper_came_counts_when_nobody_claimed_the_job(
+    w: World, ending: Ending, status: str, interruptions: int
+) -> None:
+    w.submit()
+    token = w.start()
+    assert w.wait(31).reaped == 1
+    assert w.ledger.end_attempt(token, ending) == status
+    assert w.ledger.end_attempt(token, ending) == status
+    record = w.ledger.get("j1")
+    assert (record.status, record.num_interruptions) == (Status(status), interruptions)
+    assert [a.outcome for a in record.attempts] == [ending.outcome]
 
 
 def test_words_that_utf8_cannot_hold_do_not_keep_an_attempt_from_ending(w: World) -> None:
@@ -535,6 +551,52 @@ def test_the_history_keeps_the_last_fifty_attempts(w: World) -> None:
     record = w.ledger.get("j1")
     assert [a.n for a in record.attempts] == list(range(6, 56))
     assert record.attempt == 55
+
+
+# -- running time --------------------------------------------------------------------------------------------------
+
+
+def ran_s(w: World) -> float:
+    answer = w.ask()
+    assert isinstance(answer, Granted)
+    return answer.ran_s
+
+
+def test_the_running_time_of_earlier_attempts_counts_from_each_start_of_the_command(w: World) -> None:
+    w.submit()
+    assert ran_s(w) == 0
+    token = FencingToken("j1", 1, "nonce1")
+    w.clock.advance(7)  # it restores
+    w.ledger.renew(token, Phase.EXECUTING)
+    w.clock.advance(10)
+    w.ledger.end_attempt(token, interruption())
+    w.clock.advance(100)
+    second = w.start()
+    w.clock.advance(5)
+    w.ledger.end_attempt(second, interruption())
+    w.ledger.end_attempt(w.claim(), interruption())
+    assert ran_s(w) == 15
+
+
+def test_a_silent_death_ran_until_its_last_heartbeat(w: World) -> None:
+    w.submit()
+    token = w.start()
+    w.clock.advance(10)
+    w.ledger.renew(token, Phase.EXECUTING)
+    w.wait(31)
+    assert ran_s(w) == 10
+
+
+def test_the_running_time_of_an_attempt_that_has_its_job_back_counts_once(w: World) -> None:
+    w.submit()
+    token = w.start()
+    w.clock.advance(10)
+    w.ledger.renew(token, Phase.EXECUTING)
+    w.wait(40)
+    w.ledger.renew(token, Phase.EXECUTING)
+    w.clock.advance(10)
+    w.ledger.end_attempt(token, interruption())
+    assert ran_s(w) == 60
 
 
 # -- publish -------------------------------------------------------------------------------------------------------
@@ -579,8 +641,6 @@ def test_a_job_that_was_canceled_before_celery_recorded_its_retry_is_told_of_aga
 
 
 def test_real_leases_run_by_the_servers_own_clock(real_redis: Redis) -> None:
-    from kelpie_celery.ledger.types import Timings
-
     ledger = Ledger(real_redis, Timings(min_lease_s=0.05, tick_interval_s=0.0))
     w = World(real_redis)
     ledger.submit(w.new(heartbeat_s=0.01))

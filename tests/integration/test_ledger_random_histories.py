@@ -239,6 +239,8 @@ class History:
                 worker.token = None
         except LeaseLost:
             worker.token = None
+            if kind == "end":
+                self.refused(token)
 
     def end(self, token: FencingToken) -> None:
         endings = (

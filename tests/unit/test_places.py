@@ -12,7 +12,7 @@ from kelpie_worker.places import Places
 
 async def test_a_slot_is_held_by_one_attempt() -> None:
     places = Places(["0"])
-    async with places.held([]) as first:
+    async with places.slot() as first:
         second = asyncio.create_task(places.slots.acquire())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(second), 0.1)
@@ -22,9 +22,9 @@ async def test_a_slot_is_held_by_one_attempt() -> None:
 
 async def test_leaving_twice_does_not_free_the_slot_of_another() -> None:
     places = Places(["0"])
-    async with places.held([]) as first:
+    async with places.slot() as first:
         first.leave()
-        async with places.held([]):
+        async with places.slot():
             first.leave()
             assert places.slots._take() is None
 
@@ -35,15 +35,24 @@ async def test_leaving_twice_does_not_free_the_slot_of_another() -> None:
 )
 async def test_directories_clash_when_one_lies_within_the_other(mine: str, other: str, clash: bool) -> None:
     places = Places(["0", "1"])
-    async with places.held([Path(mine)]):
+    async with places.slot() as place:
+        await place.take([Path(mine)])
         assert places.directories._try(object(), [Path(other)]) is not clash
 
 
 async def test_a_directory_is_free_again_after_its_holder() -> None:
     places = Places([None, None])
-    async with places.held([Path("/a")]) as first:
+    async with places.slot() as first:
+        await first.take([Path("/a")])
         waiting = asyncio.create_task(places.directories.acquire("other", [Path("/a")]))
         await asyncio.sleep(0)
         first.leave()
         await asyncio.wait_for(waiting, 5)
     assert places.slots.gpus(0) is None
+
+
+async def test_each_slot_has_directories_of_its_own() -> None:
+    places = Places([None, None])
+    async with places.slot() as first, places.slot() as second:
+        assert first.directory(Path("/input")) == Path("/input")
+        assert second.directory(Path("/input")) == Path("/input-1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import tempfile
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from kelpie_celery.app import KelpieApp
 from kelpie_celery.clock import Clock
 from kelpie_celery.definition import JobDefinition, from_json
-from kelpie_celery.errors import KelpieError, LeaseLost, LedgerUnavailable, StorageError, StorageUnavailable
+from kelpie_celery.errors import KelpieError, LeaseLost, LedgerUnavailable, StorageUnavailable
 from kelpie_celery.ledger.types import Ending, Granted
 from kelpie_celery.lifecycle import Outcome, Phase, Reason
 from kelpie_celery.running import RunningJob, Stop
@@ -28,14 +28,19 @@ from kelpie_worker.environment import JobFiles, job_environment
 from kelpie_worker.lease import Lease, LedgerOutOfReach
 from kelpie_worker.limits import Limits
 from kelpie_worker.places import Place, Places
+from kelpie_worker.scratch import Scratch
 from kelpie_worker.stopping import Stopped, StopWatch, cancel_and_wait
 from kelpie_worker.sync import CommitReport, Dirs, SyncSession
+from kelpie_worker.sync.threads import in_thread
 
 log = logging.getLogger(__name__)
 job_log = logging.getLogger("kelpie_worker.job")
 
-LAST_COMMIT_S = 60.0
+LAST_COMMIT_S = 600.0
 """How long the last checkpoint of an attempt that did not succeed may take, seconds, or the grace period if longer."""
+
+CANCELED_COMMIT_S = 60.0
+"""The same for a canceled job, which nobody will resume."""
 
 _REPORT_EVERY_S = 0.5
 _TAIL_LINES, _TAIL_BYTES = 20, 2048
@@ -47,6 +52,7 @@ class Runtime:
 
     app: KelpieApp
     places: Places
+    scratch: Scratch
     clock: Clock
     environ: Mapping[str, str]
 
@@ -66,8 +72,7 @@ class Attempt:
             blind_s=settings.blind_s, heartbeat_s=self._definition.heartbeat_interval, granted=job.asked_at,
             clock=runtime.clock, on_cancel=lambda: job.ask_to_stop(Stop.CANCEL),
         )  # fmt: skip
-        used_before_s = granted.ledger_now - granted.started
-        self._limits = Limits(self._definition, used_before_s, self._delay_s, runtime.clock)
+        self._limits = Limits(self._definition, granted.ran_s, self._delay_s, runtime.clock)
         self._facts: dict[str, Any] = {}
         self._began = runtime.clock.boottime()
 
@@ -114,20 +119,31 @@ class Attempt:
         return replace(ending, facts={"seconds": seconds, **self._facts, **ending.facts})
 
     async def _life(self) -> Ending:
-        with tempfile.TemporaryDirectory(prefix="kelpie-", ignore_cleanup_errors=True) as scratch:
-            try:
-                async with self._open_sync(Path(scratch)) as sync:
-                    return await self._pipeline(sync, JobFiles(Path(scratch)))
-            except Stopped as stopped:
-                return self._stopped(stopped.why)
-            except LeaseLost:
-                raise
-            except KelpieError as e:
-                return endings.of_error(e, self._delay_s)
+        try:
+            async with self._runtime.places.slot() as place:
+                with self._runtime.scratch.folder() as scratch:
+                    async with self._open_sync(scratch, place) as sync:
+                        return await self._pipeline(sync, JobFiles(scratch), place)
+        except Stopped as stopped:
+            return self._stopped(stopped.why)
+        except LeaseLost:
+            raise
+        except KelpieError as e:
+            return endings.of_error(e, self._delay_s)
 
-    def _open_sync(self, scratch: Path) -> SyncSession:
-        s, token = self._settings, self._granted.token
-        dirs = Dirs(workdir=s.workdir, input=s.input_dir, output=s.output_dir, checkpoint=s.checkpoint_dir)
+    def _directories(self, place: Place) -> dict[str, Path]:
+        s = self._settings
+        named = {"INPUT_DIR": s.input_dir, "OUTPUT_DIR": s.output_dir, "CHECKPOINT_DIR": s.checkpoint_dir}
+        return {name: place.directory(s.workdir / path) for name, path in named.items()}
+
+    def _open_sync(self, scratch: Path, place: Place) -> SyncSession:
+        s, token, named = self._settings, self._granted.token, self._directories(place)
+        dirs = Dirs(
+            workdir=s.workdir,
+            input=named["INPUT_DIR"],
+            output=named["OUTPUT_DIR"],
+            checkpoint=named["CHECKPOINT_DIR"],
+        )
         return SyncSession.open(
             s, self._definition, job_id=token.job_id, attempt=token.attempt, fence=self._lease, dirs=dirs,
             scratch=scratch, on_commit=self._committed,
@@ -140,19 +156,22 @@ class Attempt:
 
     # -- the pipeline ---------------------------------------------------------------------------------------------
 
-    async def _pipeline(self, sync: SyncSession, files: JobFiles) -> Ending:
+    async def _pipeline(self, sync: SyncSession, files: JobFiles, place: Place) -> Ending:
         adopted = await self._adopt(sync)
         if adopted:
             return adopted
-        async with self._runtime.places.held(sync.local_paths) as place:
-            try:
-                await self._stop.unless_stopped(sync.restore())
-                exit_, ending = await self._execute(sync, files, place)
-                if ending is None:
-                    ending = endings.of_exit(exit_, new_commit=sync.commits > 0, delay_s=self._delay_s)
-                return ending or await self._final_sync(sync, place)
-            finally:
-                await asyncio.to_thread(sync.clean)
+        await self._stop.unless_stopped(place.take(sync.local_paths))
+        try:
+            await self._stop.unless_stopped(sync.restore())
+            exit_, ending = await self._execute(sync, files, place)
+            if ending is None:
+                ending = endings.of_exit(exit_, new_commit=sync.commits > 0, delay_s=self._delay_s)
+            return ending or await self._final_sync(sync, place)
+        finally:
+            # A look that is still under way must not take the emptied directories for the job's doing.
+            await sync.end_watch()
+            # To its end, whatever happens: after this the directories may be the next job's.
+            await in_thread(sync.clean)
 
     async def _adopt(self, sync: SyncSession) -> Ending | None:
         """An earlier attempt that finished all but its report left a marker: its work is not done again."""
@@ -178,20 +197,12 @@ class Attempt:
         self._facts |= {"exit_code": exit_.code} if exit_.signal is None else {"signal": exit_.signal}
         if not exit_.ok or ending is not None:
             self._facts["output_tail"] = command.last_lines(_TAIL_LINES, _TAIL_BYTES)
-            await self._last_commit(sync, exit_, "sigterm" if ending else "exit")
+            await self._last_commit(sync, exit_, ending)
         return exit_, ending
 
     def _spec(self, files: JobFiles, place: Place) -> CommandSpec:
         s, d = self._settings, self._definition
-        directories = {
-            "INPUT_DIR": s.input_dir,
-            "OUTPUT_DIR": s.output_dir,
-            "CHECKPOINT_DIR": s.checkpoint_dir,
-        }
-        env = job_environment(
-            s, self._runtime.environ, d, self._granted, files,
-            {name: s.workdir / path for name, path in directories.items()}, place.gpus,
-        )  # fmt: skip
+        env = job_environment(s, self._runtime.environ, d, self._granted, files, self._directories(place), place.gpus)
         return CommandSpec(argv=(d.command, *d.arguments), env=env, cwd=s.workdir)
 
     async def _supervise(
@@ -224,14 +235,23 @@ class Attempt:
             return endings.of_error(error, self._delay_s)
         return endings.interruption(Reason.WORKER_ERROR, "the watch over the job's files ended early", self._delay_s)
 
-    async def _last_commit(self, sync: SyncSession, exit_: CommandExit, why: str) -> None:
-        """The checkpoint that an attempt without success leaves to the next one; its loss costs time and no more."""
-        if exit_.signal == 9:  # noqa: PLR2004 - SIGKILL: it may have been in the middle of a write
+    async def _last_commit(self, sync: SyncSession, exit_: CommandExit, ending: Ending | None) -> None:
+        """The checkpoint that an attempt without success leaves to the next one."""
+        if exit_.signal == signal.SIGKILL:  # it may have been in the middle of a write
             return
+        if ending is None and exit_.code == endings.RUN_ME_AGAIN:
+            # This checkpoint is what the attempt was for: a storage that is away interrupts, and never fails it.
+            commit = sync.commit("exit")
+            await self._stop.unless_stopped(commit, shutdown_grace_s=self._definition.grace_period)
+            return
+        canceled = ending is not None and ending.outcome is Outcome.CANCELED
+        patience_s = max(CANCELED_COMMIT_S if canceled else LAST_COMMIT_S, self._definition.grace_period)
         try:
-            async with asyncio.timeout(max(LAST_COMMIT_S, self._definition.grace_period)):
-                await sync.commit(why)
-        except (StorageError, TimeoutError) as e:
+            async with asyncio.timeout(patience_s):
+                await sync.commit("sigterm" if ending else "exit")
+        except LeaseLost:
+            raise
+        except (KelpieError, OSError, TimeoutError) as e:
             log.warning(
                 "the last checkpoint was not stored; the one before it stays",
                 extra={"action": "last_commit_failed", "error": str(e), **self._fields},
@@ -245,7 +265,7 @@ class Attempt:
 
     async def _upload(self, sync: SyncSession, place: Place) -> Ending:
         await sync.commit("exit")
-        if sync.move_outputs_aside():
+        if await in_thread(sync.move_outputs_aside):
             # The outputs are out of the next job's way: it may start while they go up.
             place.leave()
             self._job.free_slot()

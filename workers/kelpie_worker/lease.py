@@ -113,9 +113,12 @@ class Lease:
         every_s = min(self._heartbeat_s, self._lease_s / 3)
         least_pause_s = min(2.0, self._lease_s / 10)
         while True:
-            wait_s = every_s if await self._renew() else min(1.0, self._lease_s / 10)
+            if not await self._renew():
+                # Whoever waits for trust hurries us on; a Redis that comes back must not meet a storm.
+                await asyncio.sleep(min(1.0, self._lease_s / 10))
+                continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), wait_s)
+                await asyncio.wait_for(self._hurry.wait(), every_s)
             if self._hurry.is_set() and self.remaining_s() > self.window_s / 2:
                 # Reports may come in bursts; trust that runs low may not wait.
                 await asyncio.sleep(least_pause_s)

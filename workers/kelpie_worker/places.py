@@ -82,11 +82,10 @@ class Places:
         self.directories = Directories()
 
     @asynccontextmanager
-    async def held(self, paths: Sequence[Path]) -> AsyncIterator[Place]:
-        """A slot and these directories; given back at the end, or before by ``Place.leave``."""
+    async def slot(self) -> AsyncIterator[Place]:
+        """A slot, waited for; given back at the end with its directories, or before by ``Place.leave``."""
         place = Place(self, await self.slots.acquire())
         try:
-            await self.directories.acquire(place, paths)
             yield place
         finally:
             place.leave()
@@ -104,6 +103,14 @@ class Place:
     def gpus(self) -> str | None:
         """What ``CUDA_VISIBLE_DEVICES`` is here; None leaves it as it is."""
         return self._places.slots.gpus(self.slot)
+
+    async def take(self, directories: Sequence[Path]) -> None:
+        """Wait until no other attempt uses any of these, and hold them."""
+        await self._places.directories.acquire(self, directories)
+
+    def directory(self, path: Path) -> Path:
+        """A directory of the older bucket fields, as this slot has it: the first slot's is the one that is set."""
+        return path.with_name(f"{path.name}-{self.slot}") if self.slot else path
 
     def leave(self) -> None:
         """Give everything back, once: the slot may be somebody else's by the second call."""

@@ -6,6 +6,7 @@ Limits: created once in a worker process, when it first serves a container group
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import os
 import threading
@@ -17,6 +18,7 @@ from kelpie_celery.running import RunningJob
 from kelpie_celery.slots import gpus_by_slot, slot_count, visible_gpus
 from kelpie_worker.attempt import Attempt, Runtime
 from kelpie_worker.places import Places
+from kelpie_worker.scratch import Scratch
 
 
 class Runner:
@@ -27,6 +29,8 @@ class Runner:
         self._environ = dict(os.environ)
         self.slots = slot_count(app.settings.slots, self._environ)
         self._places = Places(gpus_by_slot(visible_gpus(self._environ), self.slots))
+        self._scratch = Scratch()
+        atexit.register(self._scratch.close)
         threading.Thread(target=_warm_up, name="kelpie-warm-up", daemon=True).start()
 
     def run(self, granted: Granted, job: RunningJob) -> Ending:
@@ -34,7 +38,7 @@ class Runner:
         return asyncio.run(self._run(granted, job))
 
     async def _run(self, granted: Granted, job: RunningJob) -> Ending:
-        runtime = Runtime(self._app, self._places, SystemClock(), self._environ)
+        runtime = Runtime(self._app, self._places, self._scratch, SystemClock(), self._environ)
         return await Attempt(runtime, granted, job).run()
 
 

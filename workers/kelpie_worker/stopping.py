@@ -6,6 +6,7 @@ Limits: one asyncio loop; asks come from any thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -32,7 +33,9 @@ class StopWatch:
         job.listen(self._from_any_thread)
 
     def _from_any_thread(self, why: Stop) -> None:
-        self._loop.call_soon_threadsafe(self._set, why)
+        # A closed loop means that the attempt is over and only its report is under way.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._set, why)
 
     def _set(self, why: Stop) -> None:
         if why is Stop.CANCEL:

@@ -65,6 +65,25 @@ local function enqueue(id, delay_s)
   end
 end
 
+-- Nobody else claimed the job since the reaper took it from this attempt: the attempt has it back, and was not interrupted.
+local function take_back(id, attempt, nonce)
+  local r = redis.call('HMGET', job_key(id), 'status', 'attempt', 'nonce', 'reaped', 'lease_s', 'launched_at',
+    'heartbeat_at')
+  if r[1] ~= 'pending' or r[2] ~= attempt or r[3] ~= nonce or r[4] ~= '1' then return false end
+  leave_queue(id)
+  redis.call('HSET', job_key(id), 'status', 'running')
+  redis.call('HDEL', job_key(id), 'reaped', 'deaths')
+  redis.call('HINCRBY', job_key(id), 'num_interruptions', -1)
+  -- Counted as its running time when it was reaped; it will be counted whole at its end.
+  if r[6] then redis.call('HINCRBYFLOAT', job_key(id), 'ran_s', ts(-math.max(0, num(r[7]) - num(r[6])))) end
+  redis.call('ZADD', P .. 'running', ts(now + num(r[5])), id)
+  local list = P .. 'attempts:' .. id
+  local entry = cjson.decode(redis.call('LINDEX', list, -1))
+  entry['ended'], entry['outcome'], entry['reason'], entry['message'] = nil, nil, nil, nil
+  redis.call('LSET', list, -1, cjson.encode(entry))
+  return true
+end
+
 -- Drafts (later steps of a workflow) live as long as a job that refers to them does, and retention_s more. The string
 -- that tells a draft's group lives and goes with it.
 local function where_of(key) return 'kelpie:where:' .. (string.match(key, ':job:(.*)$') or '') end
@@ -86,6 +105,12 @@ local function release_drafts(list, retention_s)
       redis.call('EXPIRE', where_of(key), retention_s)
     end
   end
+end
+
+-- Adds to the job's running time what its attempt ran up to a moment: from the command's start on.
+local function add_run(id, till)
+  local launched = get(id, 'launched_at')
+  if launched then redis.call('HINCRBYFLOAT', job_key(id), 'ran_s', ts(math.max(0, till - num(launched)))) end
 end
 
 -- Adds facts to the open entry of the attempts' history.

@@ -2,7 +2,7 @@
 -- ARGV: 1 id, 2 nonce, 3 machine, 4 worker, 5 shortest lease (s), 6 time of the message received (s, '' = unknown),
 --       7 outbox lease (s), 8 ban yield (s), 9 machine counted alive if seen within (s), 10 may run ('1' | '0')
 -- Returns {'granted', attempt, lease_s, now, definition, parents, num_failures, created, started, commit pointer,
---          continues}
+--          continues, seconds that its commands ran before}
 --       | {'ended', status, result, reason, message}    the caller replays Celery's bookkeeping
 --       | {'refused', why} | {'banned', pause_s}
 -- Invariant: asked again with the nonce that was granted (the answer was lost), it grants the same attempt again.
@@ -27,9 +27,10 @@ if ended(status) then
 end
 local lease_s = math.max(2 * num(r[3]), num(ARGV[5]))
 local function grant(attempt)
-  local d = redis.call('HMGET', key, 'definition', 'parents', 'num_failures', 'created', 'started', 'commit', 'continues')
+  local d = redis.call('HMGET', key, 'definition', 'parents', 'num_failures', 'created', 'started', 'commit', 'continues',
+    'ran_s')
   return {'granted', tostring(attempt), tostring(lease_s), ts(now), d[1], d[2] or '[]', d[3] or '0', d[4], d[5], d[6] or '',
-    d[7] or '0'}
+    d[7] or '0', d[8] or '0'}
 end
 if status == 'running' and r[6] == nonce then
   -- The caller trusts its lease from this call on, so the ledger must count from it too.

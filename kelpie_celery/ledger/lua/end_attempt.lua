@@ -10,7 +10,7 @@
 local id, attempt, nonce, outcome = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if not find(id) then return {'stale', 'unknown'} end
 local key = job_key(id)
-if not owns(id, attempt, nonce) then
+if not owns(id, attempt, nonce) and not take_back(id, attempt, nonce) then
   local r = redis.call('HMGET', key, 'released', 'released_as', 'num_failures', 'status')
   if r[1] == nonce and r[2] == r[4] then return {r[2], r[3] or '0'} end
   return {'stale', r[4]}
@@ -19,6 +19,7 @@ local cancel = redis.call('HGET', key, 'cancel')
 if cancel and outcome == 'completed' then return {'cancel'} end
 local outbox_s, retention_s = num(ARGV[11]), num(ARGV[12])
 close_attempt(id, outcome, ARGV[5], ARGV[6], ARGV[8])
+add_run(id, now)
 redis.call('HDEL', key, 'deaths')
 
 local function answer(status)

@@ -6,23 +6,13 @@
 local id, attempt, nonce = ARGV[1], ARGV[2], ARGV[3]
 if not find(id) then return {'lost', 'unknown'} end
 local key = job_key(id)
-local r = redis.call('HMGET', key, 'status', 'attempt', 'nonce', 'reaped', 'lease_s', 'cancel')
-if r[2] ~= attempt or r[3] ~= nonce then return {'lost', r[1] or 'unknown'} end
-if r[1] == 'pending' and r[4] == '1' then
-  leave_queue(id)
-  redis.call('HSET', key, 'status', 'running')
-  redis.call('HDEL', key, 'reaped', 'deaths')
-  redis.call('HINCRBY', key, 'num_interruptions', -1)
-  local list = P .. 'attempts:' .. id
-  local entry = cjson.decode(redis.call('LINDEX', list, -1))
-  entry['ended'], entry['outcome'], entry['reason'], entry['message'] = nil, nil, nil, nil
-  redis.call('LSET', list, -1, cjson.encode(entry))
-elseif r[1] ~= 'running' then
-  return {'lost', r[1]}
+if not owns(id, attempt, nonce) and not take_back(id, attempt, nonce) then
+  return {'lost', get(id, 'status') or 'unknown'}
 end
-redis.call('ZADD', P .. 'running', ts(now + num(r[5])), id)
+local r = redis.call('HMGET', key, 'lease_s', 'cancel')
+redis.call('ZADD', P .. 'running', ts(now + num(r[1])), id)
 redis.call('HSET', key, 'phase', ARGV[4], 'heartbeat_at', ts(now))
 if ARGV[4] == 'executing' then redis.call('HSETNX', key, 'launched_at', ts(now)) end
 if ARGV[5] ~= '' then redis.call('HSET', key, 'progress', ARGV[5]) end
 if ARGV[6] == '1' then redis.call('HINCRBY', key, 'num_heartbeats', 1) end
-return {'ok', r[6] and '1' or '0', ts(now), r[5]}
+return {'ok', r[2] and '1' or '0', ts(now), r[1]}

@@ -71,6 +71,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', '-inf', ts(now),
     reaped = reaped + 1
     local text = 'machine ' .. (r[6] or '?') .. ' was not heard of for ' .. tostring(lease_s) .. ' s'
     close_attempt(id, 'interruption', 'lease_expired', text, '')
+    add_run(id, num(r[3]))
     redis.call('HINCRBY', job_key(id), 'num_interruptions', 1)
     redis.call('ZREM', P .. 'running', id)
     if r[7] then

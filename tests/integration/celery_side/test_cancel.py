@@ -72,7 +72,7 @@ def test_a_pending_job_behind_a_busy_worker_can_be_revoked(fleet: Fleet) -> None
     fleet.get(fleet.run_job.delay(definition("next")))
 
 
-@pytest.mark.parametrize("words", [["revoke", "ID"], ["terminate", "SIGTERM", "ID"]])
+@pytest.mark.parametrize("words", [["revoke", "ID"], ["terminate", "SIGTERM", "ID"], ["revoke", "ID", "--terminate"]])
 def test_celerys_own_command_line_cancels(fleet: Fleet, words: list[str]) -> None:
     running = fleet.run_job.delay(definition("by-cli", LONG_S))
     pending = fleet.run_job.delay(definition("by-cli-pending", container_group_id="nobody"))

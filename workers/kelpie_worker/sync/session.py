@@ -74,6 +74,7 @@ class SyncSession:
         self._records: Records | None = None
         self._aside: Aside | None = None
         self._listing = OutputListing()
+        self._watching: asyncio.Future[None] | None = None
 
     @classmethod
     def open(
@@ -197,7 +198,7 @@ class SyncSession:
         if self._commit is None or not self._plan.during:
             await asyncio.Event().wait()
             return
-        watching = asyncio.ensure_future(self._commit.watch())
+        watching = self._watching = asyncio.ensure_future(self._commit.watch())
         self._stack.push_async_callback(_end, watching)
         try:
             await asyncio.shield(watching)
@@ -205,6 +206,12 @@ class SyncSession:
             # A checkpoint that is half sent when the command ends is not thrown away: the last commit waits for it.
             self._commit.wind_down()
             raise
+
+    async def end_watch(self) -> None:
+        """End what `watch` still does in the background, and wait until it has ended; call it before `clean`."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
 
     def request_commit(self) -> None:
         """The job says that its checkpoint is whole: store it now, and from now on only when it says so."""
