@@ -7,6 +7,7 @@ Redis database serves as broker, result backend and ledger.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kelpie_celery.canvas import JOB_TASK, Detacher
+from kelpie_celery.errors import KelpieError
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Timings
@@ -174,8 +176,8 @@ class KelpieApp(Celery):
             return super().send_task(name, args, kwargs, **options)
         if name == JOB_TASK and not isinstance(options.get("task_type"), self.tasks[JOB_TASK].__class__):
             return self.tasks[JOB_TASK].apply_async(args, kwargs, **options)
-        follows_a_job = in_a_job()
-        if not follows_a_job:
+        refuse_jobs_in_bulk(name, args, kwargs)
+        if not in_a_job():
             return super().send_task(name, args, kwargs, **self._detached(options))
         return until_the_ledger_answers(lambda: self._send_once(name, args, kwargs, options))
 
@@ -191,11 +193,22 @@ class KelpieApp(Celery):
         capture = Capture()
         result = super().send_task(name, args, kwargs, **{**options, "producer": capture, "retry": False})
         envelope = capture.envelopes[0]
-        priority = int(envelope.properties.get("priority") or 0)
+        # kombu's transport clamps as well; a list of another name would never be read.
+        priority = max(0, min(9, int(envelope.properties.get("priority") or 0)))
         queue = envelope.queue + (f"{keys.PRIORITY_SEPARATOR}{priority}" if priority else "")
         task_id = options["task_id"]
-        self.ledger.publish_once(task_id, queue, encode(envelope, priority=priority, tag=uuid()))
+        # As long as an outbox may wait for its replay.
+        remember_s = self.settings.job_retention_s
+        self.ledger.publish_once(task_id, queue, encode(envelope, priority=priority, tag=uuid()), remember_s)
         return result
+
+
+def refuse_jobs_in_bulk(name: str, args: Any, kwargs: Any) -> None:
+    """Refuse ``map``, ``starmap`` and ``chunks`` of jobs: one message would carry all their definitions."""
+    if name in ("celery.map", "celery.starmap", "celery.chunks"):
+        task = (kwargs or {}).get("task") or next(iter(args or ()), None)
+        if (task.get("task") if isinstance(task, Mapping) else task) == JOB_TASK:
+            raise KelpieError("jobs cannot be mapped or chunked; use a group, or Kelpie().submit_many(definitions)")
 
 
 def in_a_job() -> bool:

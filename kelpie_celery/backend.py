@@ -16,7 +16,7 @@ from celery.backends.redis import RedisBackend
 
 from kelpie_celery.canvas import JOB_TASK
 from kelpie_celery.errors import JobFailed, KelpieError
-from kelpie_celery.patience import TRANSIENT
+from kelpie_celery.patience import TRANSIENT, until_the_ledger_answers
 
 
 class BookkeepingFailed(KelpieError):
@@ -25,6 +25,8 @@ class BookkeepingFailed(KelpieError):
 
 class Backend(RedisBackend):
     """Result backend of every kelpie app."""
+
+    app: Any
 
     def mark_as_failure(
         self, task_id: str, exc: Exception, traceback: Any = None, request: Any = None, *args: Any, **more: Any
@@ -39,6 +41,25 @@ class Backend(RedisBackend):
                 f"Celery was not told of job {task_id}: {type(exc).__name__}; it will be told again"
             ) from exc
         return super().mark_as_failure(task_id, exc, traceback, request, *args, **more)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, propagate: Any = None, **more: Any) -> Any:
+        """Count a part of a chord, and publish the chord's body after the last one.
+
+        When Redis stalls in between, Celery forgets how many parts there are; then no replay would find the chord full.
+        """
+        if not request.group or getattr(request, "task", None) != JOB_TASK:
+            return super().on_chord_part_return(request, state, result, propagate, **more)
+        size_key = self.get_key_for_group(request.group, ".s")
+        size = self.client.get(size_key)
+        try:
+            return super().on_chord_part_return(request, state, result, propagate, **more)
+        except TRANSIENT:
+            expires_s = int(self.app.conf.result_expires)
+            if size is not None:
+                until_the_ledger_answers(
+                    lambda: self.client.set(size_key, size, nx=True, ex=expires_s)
+                )
+            raise
 
     def chord_error_from_stack(self, callback: Any, exc: Exception | None = None) -> Any:
         """Fail a chord's body, unless it is only Redis that is away: then a replay publishes the body."""

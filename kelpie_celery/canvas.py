@@ -18,7 +18,7 @@ from typing import Any
 
 from celery.utils import uuid
 
-from kelpie_celery.definition import JobDefinition, parse_definition
+from kelpie_celery.definition import parse_definition
 from kelpie_celery.errors import DefinitionError, JobExists
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.ledger import Ledger
@@ -54,7 +54,12 @@ class Detacher:
                 value = detached[name]
                 detached[name] = [self.signature(s) for s in ([value] if isinstance(value, Mapping) else value)]
         if isinstance(detached.get("chord"), Mapping):
-            detached["chord"] = self.signature(detached["chord"])
+            # The parts of one chord share its body, also where a part is the end of a chain: their group tells.
+            outer, self._workflow = self._workflow, str(detached.get("group_id") or self._workflow)
+            try:
+                detached["chord"] = self.signature(detached["chord"])
+            finally:
+                self._workflow = outer
         return detached
 
     def signature(self, signature: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +69,8 @@ class Detacher:
         copy["options"] = self.options(dict(copy.get("options") or {}))
         if copy.get("task") == JOB_TASK:
             self._job(copy)
-        elif not copy.get("subtask_type"):
+        elif copy.get("subtask_type") in (None, "group", "chord"):
+            # Of a group or chord it is the group's id: its parts must meet again when they are published twice.
             copy["options"].setdefault("task_id", uuid())
         return copy
 
@@ -82,7 +88,7 @@ class Detacher:
     def _job(self, copy: dict[str, Any]) -> None:
         options, args = copy["options"], list(copy.get("args") or ())
         job_id = options.setdefault("task_id", uuid())
-        if args and isinstance(args[-1], Mapping | JobDefinition):
+        if args and args[-1] != job_id:
             definition = parse_definition(args[-1])
             if definition.idempotency_key:
                 # Celery waits for the id that it has given the step, not for the job that holds the key.

@@ -30,7 +30,7 @@ class Maintainer:
         self._app = app
         self._hostname = hostname
         self._clock = clock or SystemClock()
-        self._outage = False
+        self._unsafe: set[str] = set()
         self._last: dict[str, tuple[float, float]] = {}
 
     def tick(self, group: str, *, limit: int = 10) -> Tick | None:
@@ -43,12 +43,15 @@ class Maintainer:
         try:
             uptime_s, server_now = ledger.uptime_s(), ledger.server_time()
             fresh = group not in self._last
-            unsafe = self._outage or self._jumped(group, server_now)
-            tick = ledger.tick(group, uptime_s=uptime_s, saw_outage=unsafe, fresh=fresh, limit=limit)
+            if self._jumped(group, server_now):
+                self._unsafe.add(group)
+            tick = ledger.tick(group, uptime_s=uptime_s, saw_outage=group in self._unsafe, fresh=fresh, limit=limit)
         except LedgerUnavailable:
-            self._outage = True
+            self._unsafe |= {group, *self._last}
             raise
-        self._outage = False
+        if tick is not None:
+            # Said to the ledger; a tick that came too soon was not heard.
+            self._unsafe.discard(group)
         self._last[group] = (server_now, self._clock.boottime())
         if tick:
             self._report(group, tick)

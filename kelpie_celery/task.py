@@ -15,9 +15,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from celery import Task
+from celery.app.task import Context
 from celery.exceptions import Ignore, Retry
 from celery.utils import uuid
-from celery.utils.time import maybe_iso8601
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from kelpie_celery.app import in_a_job
 from kelpie_celery.canvas import JOB_TASK, Detacher
@@ -106,8 +107,11 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
             raise TypeError("run_job takes a job definition as its last positional argument, and no keywords")
         job_id = task_id or uuid()
         if in_a_job():
-            # A repeat after a lost answer finds the record of this id, and publishes nothing.
-            return until_the_ledger_answers(lambda: self._submit(args, job_id, options))
+            try:
+                # A repeat after a lost answer finds the record of this id, and publishes nothing.
+                return until_the_ledger_answers(lambda: self._submit(args, job_id, options))
+            except KelpieError as e:
+                return self._refused_step(job_id, options, e)
         return self._submit(args, job_id, options)
 
     def _submit(self, args: Sequence[Any], job_id: str, options: Mapping[str, Any]) -> AsyncResult[Any]:
@@ -134,10 +138,41 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
                 delay_s=delay_s, drafts=detacher.drafts,
             )
         )  # fmt: skip
-        return self._judged(answer, result, definition, in_workflow=any(opts.get(name) for name in _WORKFLOW))
+        in_workflow = any(opts.get(name) for name in _WORKFLOW)
+        return self._judged(answer, result, definition, stored=stored, in_workflow=in_workflow)
+
+    def _refused_step(self, job_id: str, options: Mapping[str, Any], error: KelpieError) -> AsyncResult[Any]:
+        """A later step that cannot be submitted fails, and all that follow it; the job before it has succeeded."""
+        log.error(
+            "a later step of a workflow was refused",
+            extra={"action": "step_refused", "job_id": job_id, "error": str(error)},
+        )
+        link_error = options.get("link_error")
+        context = Context(
+            id=job_id,
+            task=self.name,
+            args=(job_id,),
+            kwargs={},
+            chain=options.get("chain"),
+            chord=options.get("chord"),
+            group=options.get("group_id"),
+            group_index=options.get("group_index"),
+            errbacks=[link_error] if isinstance(link_error, Mapping) else link_error,
+            root_id=options.get("root_id"),
+            parent_id=options.get("parent_id"),
+            delivery_info={},
+        )
+        self.backend.mark_as_failure(job_id, JobFailed(job_id, Reason.SETUP, str(error)), request=context)
+        return self.AsyncResult(job_id)
 
     def _judged(
-        self, answer: Submitted, result: AsyncResult[Any], definition: JobDefinition, *, in_workflow: bool
+        self,
+        answer: Submitted,
+        result: AsyncResult[Any],
+        definition: JobDefinition,
+        *,
+        stored: bool,
+        in_workflow: bool,
     ) -> AsyncResult[Any]:
         if answer.what == "conflict":
             raise IdempotencyConflict(
@@ -151,7 +186,7 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
                     "workflow cannot wait for a job that it did not submit; leave the key out"
                 )
             return self.AsyncResult(answer.job_id)
-        if answer.what == "exists" and not in_a_job():
+        if answer.what == "exists" and not stored and not in_a_job():
             raise JobExists(
                 f"job {answer.job_id} was submitted before and is {answer.status}; "
                 "call .clone() on a signature or canvas before each apply"
@@ -168,8 +203,9 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
 
     def _delay_s(self, countdown: float | None, eta: datetime | str | None) -> float:
         if eta is not None:
-            due = maybe_iso8601(eta)
-            return max(0.0, due.timestamp() - self.kelpie.ledger.server_time()) if due else 0.0
+            # Celery takes a time without a zone as one of the app's zone, not of this machine's.
+            due = maybe_make_aware(maybe_iso8601(eta) or datetime.min, self.kelpie.timezone)
+            return max(0.0, due.timestamp() - self.kelpie.ledger.server_time())
         return max(0.0, float(countdown or 0))
 
     # -- run ------------------------------------------------------------------------------------------------------

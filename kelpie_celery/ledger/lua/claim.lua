@@ -19,7 +19,8 @@ if ARGV[6] ~= '' and num(ARGV[6]) <= now then
 end
 if ended(status) then
   if r[4] == '1' then return {'refused', status} end
-  if num(r[5]) > now then return {'refused', 'outbox-busy'} end
+  -- Further ahead than a lease is long: by a clock that has been put back since.
+  if num(r[5]) > now and num(r[5]) <= now + num(ARGV[7]) then return {'refused', 'outbox-busy'} end
   redis.call('HSET', key, 'outbox_until', ts(now + ARGV[7]))
   redis.call('ZADD', P .. 'outbox', ts(now + ARGV[7]), id)
   local e = redis.call('HMGET', key, 'result', 'reason', 'message_text')

@@ -32,6 +32,24 @@ if ARGV[6] ~= '1' and unusual
 end
 redis.call('HSET', P .. 'tick', 'last', ts(now), turn, ts(now), 'gap_s', ts(gap_s))
 
+-- The server's clock was put back: what is due by the old one would wait for as long as it jumped.
+if gap_s < -5 then
+  for _, name in ipairs({'delayed', 'outbox'}) do
+    local rows = redis.call('ZRANGEBYSCORE', P .. name, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 10000)
+    for i = 1, #rows, 2 do redis.call('ZADD', P .. name, ts(tonumber(rows[i + 1]) + gap_s), rows[i]) end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', ts(now), '+inf', 'LIMIT', 0, 10000)) do
+    local latest = now + num(get(id, 'lease_s'))
+    if num(redis.call('ZSCORE', P .. 'running', id)) > latest then redis.call('ZADD', P .. 'running', ts(latest), id) end
+  end
+  for priority = 0, 9 do
+    local index = P .. 'published:' .. priority
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', index, ts(now), '+inf', 'LIMIT', 0, 10000)) do
+      redis.call('ZADD', index, ts(now), id)
+    end
+  end
+end
+
 -- A silent death counts towards poison when it came soon after the command's start and without a new commit.
 local function poisoned(id, r)
   local launched, heartbeat, attempt, committed_in, machine = r[2], num(r[3]), r[4], r[5], r[6]
