@@ -56,9 +56,7 @@ class Backend(RedisBackend):
         except TRANSIENT:
             expires_s = int(self.app.conf.result_expires)
             if size is not None:
-                until_the_ledger_answers(
-                    lambda: self.client.set(size_key, size, nx=True, ex=expires_s)
-                )
+                until_the_ledger_answers(lambda: self.client.set(size_key, size, nx=True, ex=expires_s))
             raise
 
     def chord_error_from_stack(self, callback: Any, exc: Exception | None = None) -> Any:

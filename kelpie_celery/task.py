@@ -202,9 +202,10 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         return from_json(raw)
 
     def _delay_s(self, countdown: float | None, eta: datetime | str | None) -> float:
-        if eta is not None:
+        time = maybe_iso8601(eta)
+        if time is not None:
             # Celery takes a time without a zone as one of the app's zone, not of this machine's.
-            due = maybe_make_aware(maybe_iso8601(eta) or datetime.min, self.kelpie.timezone)
+            due = maybe_make_aware(time, self.kelpie.timezone)
             return max(0.0, due.timestamp() - self.kelpie.ledger.server_time())
         return max(0.0, float(countdown or 0))
 

@@ -239,8 +239,7 @@ class History:
                 worker.token = None
         except LeaseLost:
             worker.token = None
-            if kind == "end":
-                self.refused(token)
+            self.refused(token)
 
     def end(self, token: FencingToken) -> None:
         endings = (
@@ -272,7 +271,7 @@ class History:
         assert token.job_id not in self.belief.over, f"{token} acted after the end of its job"
 
     def refused(self, token: FencingToken) -> None:
-        """A renewal failed, however late: somebody else holds the job, or it has ended."""
+        """An attempt was refused, however late it came: somebody else holds the job, or it has ended."""
         if self.belief.granted[token.job_id][-1:] == [token] and token not in self.belief.released:
             status = self.w.ledger.status_of(token.job_id)
             assert status is None or status.ended, f"{token} lost its {status} job to nobody"

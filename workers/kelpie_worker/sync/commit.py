@@ -95,6 +95,9 @@ class Commit(Protocol):
     def wind_down(self) -> None:
         """Let `watch` end once what it is sending is sent; `commit` waits for that, instead of sending it again."""
 
+    def close(self) -> None:
+        """From now on what the directories hold says nothing: no look sends or deletes by it. From any thread."""
+
     async def commit(self, why: str) -> CommitReport:
         """Bring the storage to the state of the disk, whole and verified; the command has ended.
 
@@ -174,7 +177,8 @@ class PlainCommit:
         self._up_to_date: dict[Path, Snapshot] = {}
         self._waiting_since_s: float | None = None
         self._complained = ""
-        self._winding_down = False
+        self._winding_down = self._closed = False
+        self._warned: set[Path] = set()
 
     async def prime(self, restored: RestoreReport) -> None:
         """See `Commit.prime`."""
@@ -194,19 +198,30 @@ class PlainCommit:
         failures = 0
         while True:
             await self._pause(failures)
-            if self._winding_down:
+            if self._winding_down or self._closed:
                 return
             try:
                 async with self._busy:
                     await self._look()
                 failures, self._complained = 0, ""
             except (StorageUnavailable, LocalFileError, DiskFull) as error:
+                if self._closed:
+                    return
                 failures += 1
                 self._complain(error)
 
     def wind_down(self) -> None:
         """See `Commit.wind_down`."""
         self._winding_down = True
+
+    def close(self) -> None:
+        """See `Commit.close`."""
+        self._closed = True
+
+    def _ensure_open(self) -> None:
+        """Emptied directories look like deletions, so every step after a wait asks whether it may still be taken."""
+        if self._closed:
+            raise LocalFileError("the job's directories are given back; what they hold now is not the job's to store")
 
     async def _pause(self, failures: int) -> None:
         if failures:
@@ -227,10 +242,12 @@ class PlainCommit:
 
     async def _look(self) -> None:
         await self._fence.trusted()
+        self._ensure_open()
         now_s, asked = _now(), self._asked.is_set()
         self._asked.clear()
         try:
             due = await in_thread(partial(self._survey, now_s, asked))
+            self._ensure_open()
             if due.why:
                 await self._checkpoint(due.why, due.checkpoint, now_s)
         except BaseException:
@@ -238,6 +255,7 @@ class PlainCommit:
                 self._asked.set()
             raise
         if due.outputs:
+            self._ensure_open()
             self._output_sent_s.update((file.address, now_s) for file in due.outputs)
             async with self._meter.reporting(self._on_progress):
                 await self._sender.send(due.outputs, self._watch_patience(), copy_first=True)
@@ -353,21 +371,44 @@ class PlainCommit:
     # -- both -----------------------------------------------------------------------------------------------------
 
     def _take_all(self) -> dict[Path, Snapshot]:
-        return {path: take(path) for path in self._paths}
+        snapshots = {path: take(path) for path in self._paths}
+        for path, snapshot in snapshots.items():
+            self._warn_of_ignored(path, snapshot)
+        return snapshots
+
+    def _warn_of_ignored(self, path: Path, snapshot: Snapshot) -> None:
+        """Say once what the job may take for stored and is not."""
+        if path not in self._warned and snapshot.reserved:
+            self._warned.add(path)
+            log.warning(
+                "folders whose names end in .kelpie are not stored, nor is anything below them; rename them",
+                extra={"action": "ignored_kelpie_folder", "path": str(path / snapshot.reserved[0])},
+            )
+        if path not in self._warned and path.is_symlink():
+            self._warned.add(path)
+            log.warning(
+                "the job put a link in its directory's place, which is not followed: nothing is stored for it",
+                extra={"action": "link_not_followed", "path": str(path)},
+            )
 
     def _changes(self, blocks: Sequence[Placed], snapshots: dict[Path, Snapshot]) -> Differences:
         return self.known.differences(blocks, snapshots, pack=self._pack)
 
     async def _apply(self, changes: Differences, tally: _Tally, patience: Patience, *, copy_first: bool) -> None:
+        self._ensure_open()
         left = await self._sender.send(changes.changed, patience, copy_first=copy_first)
         tally.left = [str(file.path) for file in left]
         skipped = {file.address for file in left}
         sent = [file for file in changes.changed if file.address not in skipped]
         tally.files += len(sent)
         tally.bytes += sum(file.stamp.size_bytes for file in sent)
-        await run_bounded(changes.gone, partial(self._delete, tally), _DELETES_AT_ONCE)
+        # What was not sent may be what takes the place of a deleted file: until it is there the old one stays, and the
+        # next look finds it again.
+        if not left:
+            await run_bounded(changes.gone, partial(self._delete, tally), _DELETES_AT_ONCE)
 
     async def _delete(self, tally: _Tally, address: Address) -> None:
+        self._ensure_open()
         await self._store.delete(*address, self._fence)
         self.known.forget(address)
         tally.deleted += 1

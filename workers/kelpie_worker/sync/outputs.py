@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -106,6 +107,7 @@ class Outputs:
         self._patience = Patience(give_up_s, "outputs_wait")
         self._uploader = Uploader(store, fence, self._meter.add)
         self._done: dict[Address, KnownFile] = {}
+        self._names = itertools.count()
 
     async def upload(self, blocks: Sequence[Placed]) -> tuple[OutputFile, ...]:
         """Send everything.
@@ -142,8 +144,13 @@ class Outputs:
         snapshot = take(self._where(block.path))
         if not snapshot.exists:
             log.warning(
-                "an output directory does not exist; nothing is stored for it",
+                "an output directory does not exist, or is a link; nothing is stored for it",
                 extra={"action": "output_missing", "path": str(block.path)},
+            )
+        if snapshot.reserved and block.stage == "after":
+            log.warning(
+                "folders whose names end in .kelpie are not stored, nor is anything below them; rename them",
+                extra={"action": "ignored_kelpie_folder", "path": str(block.path / snapshot.reserved[0])},
             )
         return snapshot
 
@@ -157,7 +164,7 @@ class Outputs:
         if known and known.stamp and known.stamp.is_same_content(file.stamp) and await _is_still(path, known):
             self._done[file.address] = known
             return
-        copy_to = self._scratch / f"output-{len(self._done)}-{file.stamp.inode}" if self._pack else None
+        copy_to = self._scratch / f"output-{next(self._names)}" if self._pack else None
         captured = await capture(path, copy_to=copy_to, pack=self._pack)
         try:
             stored = await self._uploader.upload(captured, *file.address, self._patience)

@@ -40,10 +40,17 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a directory by relative path; ``exists`` is False where there is no directory."""
+    """The files of a directory by relative path.
+
+    Attributes:
+        files: The regular ones that are not our own.
+        exists: Whether there is a directory; a link in its place is none.
+        reserved: Folders that are left out, since their names say that they are ours.
+    """
 
     files: dict[str, Stamp]
     exists: bool = True
+    reserved: tuple[str, ...] = ()
 
 
 def take(directory: Path) -> Snapshot:
@@ -52,15 +59,28 @@ def take(directory: Path) -> Snapshot:
     Raises:
         LocalFileError: Part of it cannot be read; what is hidden must not be taken for deleted.
     """
-    if not directory.is_dir():
+    if not is_real_directory(directory):
         return Snapshot({}, exists=False)
     files: dict[str, Stamp] = {}
+    reserved: list[str] = []
     pending = [("", os.fspath(directory))]
     while pending:
         prefix, folder = pending.pop()
         for entry in _entries(folder):
-            _note(entry, prefix, files, pending)
-    return Snapshot(files)
+            if _is_reserved_folder(entry):
+                reserved.append(prefix + entry.name)
+            else:
+                _note(entry, prefix, files, pending)
+    return Snapshot(files, reserved=tuple(reserved))
+
+
+def is_real_directory(directory: Path) -> bool:
+    """Whether a directory, whose path was resolved before, still is one, and no link leads to it now."""
+    return directory.is_dir() and os.path.realpath(directory) == os.fspath(directory)
+
+
+def _is_reserved_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(CONTROL_SUFFIX) and entry.is_dir(follow_symlinks=False)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -77,8 +97,7 @@ def _note(entry: os.DirEntry[str], prefix: str, files: dict[str, Stamp], pending
     relative = prefix + entry.name
     try:
         if entry.is_dir(follow_symlinks=False):
-            if not entry.name.endswith(CONTROL_SUFFIX):
-                pending.append((relative + "/", entry.path))
+            pending.append((relative + "/", entry.path))
             return
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
