@@ -15,7 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 SOURCES := kelpie_celery workers/kelpie_worker scaler/kelpie_scaler tests $(wildcard benchmarks)
-SLOW_TESTS := $(wildcard tests/contract tests/integration tests/acceptance)
+# The longest first: whoever is done early takes over from the others.
+SLOW_TESTS := $(wildcard tests/acceptance tests/integration tests/contract)
 
 # One thing at a time, also under make -j: both `check` and `test` would set up the same .venv otherwise.
 .NOTPARALLEL:

@@ -47,7 +47,7 @@ class Maintainer:
                 self._unsafe.add(group)
             tick = ledger.tick(group, uptime_s=uptime_s, saw_outage=group in self._unsafe, fresh=fresh, limit=limit)
         except LedgerUnavailable:
-            self._unsafe |= {group, *self._last}
+            self.note_outage(group)
             raise
         if tick is not None:
             # Said to the ledger; a tick that came too soon was not heard.
@@ -57,6 +57,10 @@ class Maintainer:
             self._report(group, tick)
             self._replay(tick)
         return tick
+
+    def note_outage(self, group: str) -> None:
+        """Redis could not be reached: the next tick of this and of every other group says so."""
+        self._unsafe |= {group, *self._last}
 
     def _jumped(self, group: str, server_now: float) -> bool:
         if group not in self._last:

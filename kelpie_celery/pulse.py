@@ -48,6 +48,7 @@ class Pulse(threading.Thread):
         try:
             self.beat(group)
         except LedgerUnavailable as e:
+            self._maintainer.note_outage(group)
             log.debug("no pulse", extra={"action": "pulse_missed", "error": str(e)})
         except Exception:
             log.exception("the pulse failed", extra={"action": "pulse_failed", "container_group": group})

@@ -46,7 +46,9 @@ __all__ = ["LogLevel", "Settings", "load_settings", "variables", "without_secret
 
 _PREFIX = "KELPIE_"
 # Given to jobs, from which jobs may be submitted too; and read by the local stack alone.
-_NO_SETTINGS = frozenset({"KELPIE_JOB_ID", "KELPIE_ATTEMPT", "KELPIE_REPORT", "KELPIE_REDIS_SERVER", "KELPIE_WEED"})
+_NO_SETTINGS = frozenset(
+    {"KELPIE_JOB_ID", "KELPIE_ATTEMPT", "KELPIE_REPORT", "KELPIE_PARENTS", "KELPIE_REDIS_SERVER", "KELPIE_WEED"}
+)
 _NEAR = 0.75
 
 

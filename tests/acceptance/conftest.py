@@ -46,6 +46,8 @@ class SharedStack:
         return self._stack
 
     def _mend(self, stack: Stack) -> None:
+        if stack.local.redis is not None:
+            stack.local.redis.resume()
         stack.faults.disarm()
         for job_id in stack.submitted:
             stack.ledger.cancel(job_id)
@@ -89,6 +91,6 @@ def stack(shared_stack: SharedStack, s3_server: SeaweedServer) -> Iterator[Stack
 
 
 @pytest.fixture
-def prefix(request: pytest.FixtureRequest) -> str:
+def prefix() -> str:
     """A prefix of this test alone, in the stack's bucket."""
     return f"{uuid.uuid4().hex[:12]}/"

@@ -6,6 +6,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -130,9 +131,9 @@ class Stack:
         """The ledger."""
         return self.app.ledger
 
-    @property
+    @cached_property
     def s3(self) -> S3Client:
-        """A boto3 client of the S3 server."""
+        """A boto3 client of the S3 server; to make one takes a quarter of a second."""
         return self._s3_server.client()
 
     def definition(self, command: str, *arguments: str, **fields: Any) -> dict[str, Any]:

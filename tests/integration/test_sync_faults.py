@@ -16,6 +16,7 @@ from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync.commit import PlainCommit
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.known import KnownFiles
+from kelpie_worker.sync.notices import Notices
 from kelpie_worker.sync.object_store import ObjectStore
 from kelpie_worker.sync.outputs import OutputFile, Outputs
 from kelpie_worker.sync.plan import Placed
@@ -72,7 +73,7 @@ async def restore(store: ObjectStore, bucket: str, target: Path, give_up_s: floa
 def outputs(store: ObjectStore, scratch: Path) -> Outputs:
     return Outputs(
         store, HandFence(), KnownFiles(), lambda path: path, scratch, pack=False, give_up_s=30.0,
-        meter=Meter("test"), on_progress=None,
+        meter=Meter("test"), notices=Notices(), on_progress=None,
     )  # fmt: skip
 
 

@@ -100,3 +100,59 @@ def test_what_a_dead_worker_left_aside_is_removed_and_what_a_living_one_holds_is
     aside._locks.clear()
     remove_stale_asides(output)
     assert not list(tmp_path.glob(".kelpie-aside-*"))
+
+
+def test_a_link_in_a_directorys_place_is_put_away_and_its_target_untouched(output: Path, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    place.symlink_to(output)
+    aside = Aside([place], tmp_path)
+    assert aside.moved
+    assert not place.is_symlink()  # the next job would empty what it leads to
+    assert not aside.where(place).exists()
+    aside.remove()
+    assert (output / "sub" / "b").read_text() == "b"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_directory_that_a_link_on_its_path_leads_to_is_left_alone(output: Path, tmp_path: Path) -> None:
+    """The command replaced a folder above its directory."""
+    (tmp_path / "above").symlink_to(output)
+    place = tmp_path / "above" / "sub"
+    with pytest.raises(OSError, match="leads elsewhere"):
+        empty(place)
+    spare = tmp_path / "spare"
+    spare.mkdir()
+    aside = Aside([place], spare)
+    aside.remove()
+    assert (output / "sub" / "b").read_text() == "b"
+    assert sorted(path.name for path in output.iterdir()) == ["a", "sub"]
+
+
+def test_a_directory_that_is_gone_is_elsewhere_as_well(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    aside = Aside([gone], tmp_path / "spare")
+    gone.mkdir()
+    (gone / "next").write_text("the next job's")
+    assert aside.moved
+    assert not aside.where(gone).exists()
+    assert not aside.where(gone / "sub").exists()
+    aside.remove()
+    assert (gone / "next").exists()
+
+
+def test_a_link_is_put_back_when_another_directory_cannot_be_moved(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "cache"
+    place.symlink_to(tmp_path / "anywhere")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "sub":
+            raise OSError(errno.EACCES, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert not Aside([place, output], tmp_path / "spare").moved
+    assert place.is_symlink()
+    assert not list(tmp_path.glob(".kelpie-aside-*"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pwd
 import sys
 from pathlib import Path
 
@@ -48,8 +49,13 @@ def test_a_link_stands_for_what_it_points_to(dirs: Dirs, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc", "/usr", "/tmp", "/proc/self", "/sys/kernel", sys.prefix, "/home", str(Path("/var"))]
-)
+    "path",
+    [
+        "/etc", "/usr", "/tmp", "/proc/self", "/sys/kernel", "/home", "/var", "/usr/bin", "/usr/local/x", "/etc/ssl",
+        "/bin/x", "/lib/x", "/lib64/x", "/boot/x", "/dev/x", "/run/secrets", "/var/run/x", "/var/lib", "/var/lib/x",
+        "/sbin/x", "/home/someone", sys.prefix, f"{sys.prefix}/x", sys.base_prefix, f"{sys.base_prefix}/x",
+    ],
+)  # fmt: skip
 def test_what_holds_more_than_the_jobs_files_is_refused(dirs: Dirs, tmp_path: Path, path: str) -> None:
     with pytest.raises(LocalPathError, match=r"after\[0\].*name a directory of its own"):
         place(definition(path), dirs, tmp_path / "s")
@@ -72,3 +78,26 @@ def test_home_is_refused_and_a_folder_in_it_is_not(dirs: Dirs, tmp_path: Path, m
     with pytest.raises(LocalPathError):
         place(definition(str(tmp_path / "home")), dirs, tmp_path / "s")
     assert place(definition(str(tmp_path / "home" / "out")), dirs, tmp_path / "s").after
+
+
+def test_anybodys_home_is_refused_and_a_folder_in_it_is_not(
+    dirs: Dirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "people" / "somebody"
+    user = pwd.struct_passwd(("somebody", "x", 1000, 1000, "", str(home), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwall", lambda: [user])
+    with pytest.raises(LocalPathError):
+        place(definition(str(home)), dirs, tmp_path / "s")
+    assert place(definition(str(home / "out")), dirs, tmp_path / "s").after
+    assert place(definition("/home/somebody/out"), dirs, tmp_path / "s").after
+
+
+def test_a_folder_below_the_working_directory_is_the_jobs_wherever_that_is(tmp_path: Path) -> None:
+    """Images often have it in /usr/src/app, or make it a virtual environment."""
+    for workdir in (Path("/usr/src/app"), Path(sys.prefix)):
+        dirs = Dirs(workdir, Path("/input"), Path("/output"), Path("/checkpoint"))
+        assert place(definition("results"), dirs, tmp_path / "s").after[0].path == workdir / "results"
+        with pytest.raises(LocalPathError):
+            place(definition("/usr/src/other"), dirs, tmp_path / "s")
+        with pytest.raises(LocalPathError):
+            place(definition(str(workdir)), dirs, tmp_path / "s")

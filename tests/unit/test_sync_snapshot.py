@@ -56,3 +56,21 @@ def test_a_folder_that_vanishes_under_the_walk_is_no_error(tmp_path: Path, monke
 
     monkeypatch.setattr("kelpie_worker.sync.snapshot.os.scandir", vanish)
     assert take(tmp_path).files == {}
+
+
+def test_a_link_in_the_directorys_place_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert not take(tmp_path / "link").exists
+    (tmp_path / "above").symlink_to(tmp_path)
+    assert not take(tmp_path / "above" / "there").exists
+
+
+def test_folders_with_reserved_names_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a" / "x.kelpie").mkdir(parents=True)
+    (tmp_path / "a" / "x.kelpie" / "file").write_text("1")
+    (tmp_path / "y.kelpie").write_text("a file may have such a name")
+    snapshot = take(tmp_path)
+    assert snapshot.reserved == ("a/x.kelpie",)
+    assert list(snapshot.files) == ["y.kelpie"]

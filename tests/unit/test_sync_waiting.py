@@ -48,13 +48,13 @@ async def test_patience_ends_when_nothing_gets_through() -> None:
 
 
 async def test_a_sign_of_life_renews_patience() -> None:
-    patience = Patience(0.02, "test")
+    patience = Patience(0.4, "test")  # less than eight tries take, and far more than one
     tries = 0
 
     async def operation() -> None:
         nonlocal tries
         tries += 1
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.06)
         if tries < 8:
             patience.sign_of_life()
         raise away()

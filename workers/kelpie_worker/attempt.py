@@ -168,10 +168,12 @@ class Attempt:
                 ending = endings.of_exit(exit_, new_commit=sync.commits > 0, delay_s=self._delay_s)
             return ending or await self._final_sync(sync, place)
         finally:
-            # A look that is still under way must not take the emptied directories for the job's doing.
-            await sync.end_watch()
-            # To its end, whatever happens: after this the directories may be the next job's.
-            await in_thread(sync.clean)
+            try:
+                # A look that is still under way must not take the emptied directories for the job's doing.
+                await sync.end_watch()
+            finally:
+                # To its end, whatever happens: after this the directories may be the next job's.
+                await in_thread(sync.clean)
 
     async def _adopt(self, sync: SyncSession) -> Ending | None:
         """An earlier attempt that finished all but its report left a marker: its work is not done again."""

@@ -24,6 +24,7 @@ from kelpie_celery.errors import StorageUnavailable
 from kelpie_worker.sync.errors import DiskFull, LocalFileError
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.known import Address, Differences, KnownFiles, LocalFile
+from kelpie_worker.sync.notices import Notices
 from kelpie_worker.sync.object_store import ObjectStore
 from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.progress import Meter, OnProgress
@@ -165,6 +166,7 @@ class PlainCommit:
         self._meter = Meter("commit", parent=meter)
         self._on_commit, self._on_progress = on_commit, on_progress
         self.known = KnownFiles()
+        self.notices = Notices()
         self.commits = 0
         self._sender = Sender(Uploader(store, fence, self._meter.add), self.known, scratch, pack=compression)
         self._settling = Settling()
@@ -178,7 +180,6 @@ class PlainCommit:
         self._waiting_since_s: float | None = None
         self._complained = ""
         self._winding_down = self._closed = False
-        self._warned: set[Path] = set()
 
     async def prime(self, restored: RestoreReport) -> None:
         """See `Commit.prime`."""
@@ -373,23 +374,8 @@ class PlainCommit:
     def _take_all(self) -> dict[Path, Snapshot]:
         snapshots = {path: take(path) for path in self._paths}
         for path, snapshot in snapshots.items():
-            self._warn_of_ignored(path, snapshot)
+            self.notices.look(path, snapshot)
         return snapshots
-
-    def _warn_of_ignored(self, path: Path, snapshot: Snapshot) -> None:
-        """Say once what the job may take for stored and is not."""
-        if path not in self._warned and snapshot.reserved:
-            self._warned.add(path)
-            log.warning(
-                "folders whose names end in .kelpie are not stored, nor is anything below them; rename them",
-                extra={"action": "ignored_kelpie_folder", "path": str(path / snapshot.reserved[0])},
-            )
-        if path not in self._warned and path.is_symlink():
-            self._warned.add(path)
-            log.warning(
-                "the job put a link in its directory's place, which is not followed: nothing is stored for it",
-                extra={"action": "link_not_followed", "path": str(path)},
-            )
 
     def _changes(self, blocks: Sequence[Placed], snapshots: dict[Path, Snapshot]) -> Differences:
         return self.known.differences(blocks, snapshots, pack=self._pack)

@@ -6,6 +6,7 @@ thread.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -15,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kelpie_worker.sync.errors import disk_errors
+from kelpie_worker.sync.snapshot import is_real_directory
 
 log = logging.getLogger(__name__)
 
 _ASIDE = ".kelpie-aside-"
 _LOCK = "lock"
+_OTHER = "other"
 
 
 def prepare(directory: Path) -> None:
@@ -37,13 +40,15 @@ def empty(directory: Path) -> None:
     """Delete what a directory holds; where there is something else, that itself.
 
     Raises:
-        OSError: Something cannot be deleted.
+        OSError: Something cannot be deleted, or a link on the way leads elsewhere.
     """
-    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+    if _is_something_else(directory):
         directory.unlink()
         return
     if not directory.exists():
         return
+    if not is_real_directory(directory):
+        raise OSError(errno.ELOOP, "a link on its path leads elsewhere", os.fspath(directory))
     with os.scandir(directory) as entries:
         for entry in list(entries):
             if entry.is_dir(follow_symlinks=False):
@@ -53,17 +58,23 @@ def empty(directory: Path) -> None:
                 os.unlink(entry.path)  # noqa: PTH108 -- an entry, not a Path
 
 
+def _is_something_else(path: Path) -> bool:
+    return path.is_symlink() or (path.exists() and not path.is_dir())
+
+
 class Aside:
     """What some directories held, in folders beside them; or still in them, where that cannot be.
 
     The entries are moved, not the directory itself: that works for a directory of the container image, too, and leaves
-    its owner and mode to the next job.
+    its owner and mode to the next job. A directory that the job removed, or put a link or a file in the place of, has a
+    folder as well, which does not exist: what comes to be in its place is the next job's.
     """
 
     def __init__(self, directories: Sequence[Path], spare: Path) -> None:
         self._places: dict[Path, Path] = {}
         self._locks: list[int] = []
-        self.moved = self._move_all(directories, spare)
+        self._others: list[tuple[Path, Path]] = []
+        self.moved = self._move_all(directories, spare.resolve())
 
     def where(self, directory: Path) -> Path:
         """Where the content of a directory, or of a folder below one, is now."""
@@ -82,8 +93,7 @@ class Aside:
     def _move_all(self, directories: Sequence[Path], spare: Path) -> bool:
         try:
             for directory in directories:
-                if directory.is_dir():
-                    self._places[directory] = self._move(directory, spare)
+                self._places[directory] = self._move(directory, spare)
         except OSError as error:
             log.info(
                 "a directory cannot be moved aside; its slot stays taken until everything is stored",
@@ -95,7 +105,9 @@ class Aside:
 
     def _move(self, directory: Path, spare: Path) -> Path:
         failure: OSError | None = None
-        for beside in (directory.parent, spare):
+        # Beside a directory that is gone there may be nothing of the job's any more.
+        present = is_real_directory(directory) or _is_something_else(directory)
+        for beside in (directory.parent, spare) if present else (spare,):
             try:
                 return self._move_into(beside / f"{_ASIDE}{directory.name}-{secrets.token_hex(4)}", directory)
             except OSError as error:
@@ -104,12 +116,19 @@ class Aside:
 
     def _move_into(self, home: Path, directory: Path) -> Path:
         target = home / "files"
-        target.mkdir(parents=True, mode=0o700)
+        home.mkdir(parents=True, mode=0o700)
         lock = os.open(home / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         self._locks.append(lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
         moved: list[str] = []
         try:
+            if _is_something_else(directory):
+                # Left where it is, the next job would take what it leads to for its own directory.
+                directory.rename(home / _OTHER)
+                self._others.append((directory, home / _OTHER))
+            if not is_real_directory(directory):
+                return target
+            target.mkdir(mode=0o700)
             for name in os.listdir(directory):  # noqa: PTH208 -- names are wanted
                 (directory / name).rename(target / name)
                 moved.append(name)
@@ -122,8 +141,10 @@ class Aside:
 
     def _move_back(self) -> None:
         for directory, folder in self._places.items():
-            for name in os.listdir(folder):  # noqa: PTH208
+            for name in os.listdir(folder) if folder.is_dir() else ():  # noqa: PTH208
                 (folder / name).rename(directory / name)
+        for directory, other in self._others:
+            other.rename(directory)
         self.remove()
 
     def _unlock(self) -> None:

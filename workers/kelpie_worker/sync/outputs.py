@@ -22,6 +22,7 @@ from kelpie_celery.errors import StorageUnavailable
 from kelpie_worker.sync.bodies import FileChanged
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.known import Address, KnownFile, KnownFiles, LocalFile, wanted
+from kelpie_worker.sync.notices import Notices
 from kelpie_worker.sync.object_store import ObjectStore
 from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.progress import Meter, OnProgress
@@ -39,12 +40,13 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One object of a job's outputs; ``sha256`` (hex) is of the object as it is stored."""
+    """One object of a job's outputs; ``sha256`` (hex) and ``etag`` are of the object as it is stored."""
 
     bucket: str
     key: str
     size_bytes: int
     sha256: str
+    etag: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,27 @@ class OutputListing:
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """The listing as it is stored: the same for the same outputs."""
-        rows = [{"bucket": f.bucket, "key": f.key, "size": f.size_bytes, "sha256": f.sha256} for f in self.files]
+        """The listing as it is stored."""
+        rows = [
+            {"bucket": f.bucket, "key": f.key, "size": f.size_bytes, "sha256": f.sha256, "etag": f.etag}
+            for f in self.files
+        ]
         return json.dumps({"version": 1, "files": rows}, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> OutputListing:
+        """What `to_json` gave.
+
+        Raises:
+            ValueError: It is no listing.
+        """
+        try:
+            rows = json.loads(data)["files"]
+            return cls(
+                tuple(OutputFile(r["bucket"], r["key"], int(r["size"]), r["sha256"], r.get("etag", "")) for r in rows)
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("not a listing of outputs") from error
 
     def summary(self) -> dict[str, Any]:
         """A few words for a job's record."""
@@ -94,14 +114,15 @@ class Outputs:
         pack: Whether files are gzipped.
         give_up_s: Patience with a storage that gives no sign of life, seconds.
         meter: Counts what is sent.
+        notices: Of the attempt.
         on_progress: Told every ten seconds.
     """
 
     def __init__(
         self, store: ObjectStore, fence: Fence, known: KnownFiles, where: Callable[[Path], Path], scratch: Path, *,
-        pack: bool, give_up_s: float, meter: Meter, on_progress: OnProgress | None,
+        pack: bool, give_up_s: float, meter: Meter, notices: Notices, on_progress: OnProgress | None,
     ) -> None:  # fmt: skip
-        self._store, self._known, self._where = store, known, where
+        self._store, self._known, self._where, self._notices = store, known, where, notices
         self._scratch, self._pack, self._on_progress = scratch, pack, on_progress
         self._meter = Meter("outputs", parent=meter)
         self._patience = Patience(give_up_s, "outputs_wait")
@@ -130,7 +151,7 @@ class Outputs:
             else:
                 raise StorageUnavailable("outputs go missing on the storage as fast as they are stored", bucket="")
         stored = tuple(
-            OutputFile(bucket, key, done.object.size_bytes, done.sent_sha256)
+            OutputFile(bucket, key, done.object.size_bytes, done.sent_sha256, done.object.etag)
             for (bucket, key), done in sorted(self._done.items())
         )
         log.info(
@@ -141,17 +162,14 @@ class Outputs:
         return stored
 
     def _take(self, block: Placed) -> Snapshot:
-        snapshot = take(self._where(block.path))
+        place = self._where(block.path)
+        snapshot = take(place)
         if not snapshot.exists:
             log.warning(
                 "an output directory does not exist, or is a link; nothing is stored for it",
                 extra={"action": "output_missing", "path": str(block.path)},
             )
-        if snapshot.reserved and block.stage == "after":
-            log.warning(
-                "folders whose names end in .kelpie are not stored, nor is anything below them; rename them",
-                extra={"action": "ignored_kelpie_folder", "path": str(block.path / snapshot.reserved[0])},
-            )
+        self._notices.look(block.path, snapshot, place=place)
         return snapshot
 
     async def _persist(self, file: LocalFile) -> None:

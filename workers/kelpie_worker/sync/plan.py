@@ -1,8 +1,9 @@
 """A job's transfers with real directories, and which directories may be touched at all.
 
 A job's directories are emptied before and after it, so one that holds more than the job's files is refused: the root,
-the system's folders, home, the working directory, and whatever lies above one of them, above Python or above kelpie's
-own scratch space.
+the system's folders, anybody's home, the working directory, and whatever lies above one of them, above Python or above
+kelpie's own scratch space. Of the folders that belong to programs, everything below is refused, too, unless it lies
+below the working directory (images often have theirs in ``/usr/src/app``).
 
 Limits: a ``local_path`` that is a symbolic link stands for the directory that it points to when the attempt starts.
 """
@@ -10,6 +11,7 @@ Limits: a ``local_path`` that is a symbolic link stands for the directory that i
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,15 @@ _SYSTEM = frozenset(
         "sbin", "sys", "tmp", "usr", "var",
     )
 )  # fmt: skip
-_KERNEL = (Path("/proc"), Path("/sys"))
+_PROGRAMS = tuple(
+    Path("/", name)
+    for name in (
+        "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr", "var/lib",
+        "var/run",
+    )
+)  # fmt: skip
+"""Folders below which nothing is a job's."""
+_HOMES = Path("/home")
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,10 @@ def place(definition: JobDefinition, dirs: Dirs, scratch: Path) -> Plan:
         during=tuple(_placed(transfer, dirs) for transfer in transfers.during),
         after=tuple(_placed(transfer, dirs) for transfer in transfers.after),
     )
+    workdir = dirs.workdir.resolve()
+    precious, homes = _precious(workdir, scratch), _homes()
     for block in plan.blocks:
-        _check(block, _precious(dirs.workdir, scratch))
+        _check(block, workdir, precious, homes)
     return plan
 
 
@@ -129,14 +141,34 @@ def _placed(transfer: Transfer, dirs: Dirs) -> Placed:
 
 def _precious(workdir: Path, scratch: Path) -> list[Path]:
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 -- Path.home() raises where there is none
-    return [path.resolve() for path in (workdir, scratch, home, Path(sys.prefix), Path(__file__))]
+    return [path.resolve() for path in (workdir, scratch, home, *_pythons(), Path(__file__))]
 
 
-def _check(block: Placed, precious: list[Path]) -> None:
+def _pythons() -> tuple[Path, ...]:
+    return Path(sys.prefix), Path(sys.base_prefix)
+
+
+def _homes() -> set[Path]:
+    return {Path(user.pw_dir) for user in pwd.getpwall()}
+
+
+def _is_a_programs(path: Path, workdir: Path) -> bool:
+    below_workdir = workdir in path.parents
+    for folder in {*_PROGRAMS, *(folder.resolve() for folder in _PROGRAMS)}:
+        if path.is_relative_to(folder) and not (below_workdir and folder in workdir.parents):
+            return True
+    for python in {folder.resolve() for folder in _pythons()} - {Path("/")}:
+        # The working directory may be a virtual environment itself.
+        if path.is_relative_to(python) and not (below_workdir and workdir.is_relative_to(python)):
+            return True
+    return False
+
+
+def _check(block: Placed, workdir: Path, precious: list[Path], homes: set[Path]) -> None:
     path = block.path
-    kernel = any(path.is_relative_to(folder) for folder in _KERNEL)
+    home = path in homes or path.parent == _HOMES
     held = next((kept for kept in precious if kept.is_relative_to(path)), None)
-    if path in _SYSTEM or kernel or held is not None:
+    if path in _SYSTEM or home or held is not None or _is_a_programs(path, workdir):
         holds = f"it holds {held}" if held not in {None, path} else "it is not the job's alone"
         raise LocalPathError(
             f"{block}: local_path {path} is cleared between jobs, and {holds}; name a directory of its own"

@@ -8,6 +8,7 @@
         if sync.move_outputs_aside(): the next job may start
         await sync.upload_outputs()
         await sync.write_marker(result)
+        await sync.end_watch()
         sync.clean()
 
 Limits: one attempt, one event loop. A job without storage never connects, and never imports aiobotocore.
@@ -47,12 +48,6 @@ from kelpie_worker.sync.threads import in_thread
 log = logging.getLogger(__name__)
 
 OpenStore = Callable[[], AbstractAsyncContextManager[ObjectStore]]
-
-
-async def _end(task: asyncio.Future[None]) -> None:
-    """Cancel a task and wait for it; whatever it failed with, the last commit has met as well."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 class SyncSession:
@@ -126,12 +121,15 @@ class SyncSession:
             on_commit=self._on_commit, on_progress=self._on_progress,
         )  # fmt: skip
         if home:
-            self._records = Records(store, home, self._job_id, self._definition.digest())
+            self._records = Records(store, home, self._job_id, self._definition.digest(), self._plan.after)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        try:
+            await self.end_watch()
+        finally:
+            await self._stack.aclose()
 
     # -- what it knows --------------------------------------------------------------------------------------------
 
@@ -199,7 +197,6 @@ class SyncSession:
             await asyncio.Event().wait()
             return
         watching = self._watching = asyncio.ensure_future(self._commit.watch())
-        self._stack.push_async_callback(_end, watching)
         try:
             await asyncio.shield(watching)
         except asyncio.CancelledError:
@@ -208,7 +205,13 @@ class SyncSession:
             raise
 
     async def end_watch(self) -> None:
-        """End what `watch` still does in the background, and wait until it has ended; call it before `clean`."""
+        """End what `watch` still does in the background, and wait until it has ended; call it before `clean`.
+
+        Whatever it failed with, the last commit has met as well. No checkpoint is stored any more; what was moved aside
+        may still go up.
+        """
+        if self._commit:
+            self._commit.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -239,6 +242,8 @@ class SyncSession:
             Whether that worked. If not, the directories are in use until `upload_outputs` is done and `clean` called.
         """
         if self._aside is None:
+            if self._commit:
+                self._commit.close()
             self._aside = Aside(self._plan.roots, self._scratch_home)
         return self._aside.moved
 
@@ -254,7 +259,8 @@ class SyncSession:
             return self._listing
         outputs = Outputs(
             self._store, self._fence, self._commit.known, self._where, self._scratch, pack=self._definition.compression,
-            give_up_s=self._settings.storage_retry_s, meter=self._meter, on_progress=self._on_progress,
+            give_up_s=self._settings.storage_retry_s, meter=self._meter, notices=self._commit.notices,
+            on_progress=self._on_progress,
         )  # fmt: skip
         files = await outputs.upload(self._plan.after)
         listing = OutputListing(files, self._records.bucket, self._records.listing_key(self._attempt))
@@ -282,6 +288,8 @@ class SyncSession:
 
         What was moved aside is deleted there: the directories may be the next job's by now.
         """
+        if self._commit:
+            self._commit.close()
         if self._aside:
             self._aside.remove()
         if self._aside is None or not self._aside.moved:

@@ -67,20 +67,13 @@ def take(directory: Path) -> Snapshot:
     while pending:
         prefix, folder = pending.pop()
         for entry in _entries(folder):
-            if _is_reserved_folder(entry):
-                reserved.append(prefix + entry.name)
-            else:
-                _note(entry, prefix, files, pending)
+            _note(entry, prefix, files, pending, reserved)
     return Snapshot(files, reserved=tuple(reserved))
 
 
 def is_real_directory(directory: Path) -> bool:
     """Whether a directory, whose path was resolved before, still is one, and no link leads to it now."""
     return directory.is_dir() and os.path.realpath(directory) == os.fspath(directory)
-
-
-def _is_reserved_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.name.endswith(CONTROL_SUFFIX) and entry.is_dir(follow_symlinks=False)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -93,11 +86,20 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise LocalFileError(f"cannot read the folder {folder}: {error.strerror}; check its owner and mode") from error
 
 
-def _note(entry: os.DirEntry[str], prefix: str, files: dict[str, Stamp], pending: list[tuple[str, str]]) -> None:
+def _note(
+    entry: os.DirEntry[str],
+    prefix: str,
+    files: dict[str, Stamp],
+    pending: list[tuple[str, str]],
+    reserved: list[str],
+) -> None:
     relative = prefix + entry.name
     try:
         if entry.is_dir(follow_symlinks=False):
-            pending.append((relative + "/", entry.path))
+            if entry.name.endswith(CONTROL_SUFFIX):
+                reserved.append(relative)
+            else:
+                pending.append((relative + "/", entry.path))
             return
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:

@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -43,6 +44,7 @@ T = TypeVar("T")
 _TRIES = 4
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _PROBE = "kelpie"
+_loading = threading.Lock()
 
 
 @asynccontextmanager
@@ -93,12 +95,24 @@ def _tls(bundle: str | None) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=bundle or get_cert_path(verify=True))
 
 
-@functools.cache
 def _loader() -> Any:
-    """The descriptions of S3 that botocore works by, read once a process; clients belong to one loop each."""
-    from botocore.loaders import create_loader  # noqa: PLC0415
+    """The descriptions of S3 that botocore works by, for all attempts: reading them takes a quarter of a second.
 
-    return create_loader()
+    A loader only reads and remembers, except that the first look at a service's model amends it; so that look is
+    made here, alone.
+    """
+    with _loading:
+        return _new_loader()
+
+
+@functools.cache
+def _new_loader() -> Any:
+    from botocore.loaders import Loader  # noqa: PLC0415
+
+    # Not ~/.aws/models of the machine's.
+    loader = Loader([Loader.BUILTIN_DATA_PATH], include_default_search_paths=False)
+    loader.load_service_model("s3", "service-2", api_version=None)
+    return loader
 
 
 class S3Store:

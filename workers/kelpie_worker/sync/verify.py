@@ -1,6 +1,7 @@
 """Looking whether what was sent is on the storage: by HEAD for a few objects, by listing for many.
 
-Limits: compares size and ETag with what the storage answered to the upload, whose content it verified by digest.
+Limits: compares size and ETag with what the storage answered to the upload, whose content it verified by digest. Memory
+goes by what is expected, not by what else lies under a prefix.
 """
 
 from __future__ import annotations
@@ -26,26 +27,32 @@ async def missing(store: ObjectStore, expected: Iterable[Expected]) -> list[tupl
     Raises:
         StorageError: The storage cannot be asked.
     """
-    expected = list(expected)
-    found: dict[tuple[str, str], StoredObject] = {}
+    wanted: dict[tuple[str, str], StoredObject] = {}
+    prefixes: dict[tuple[str, str], None] = {}
+    for bucket, prefix, item in expected:
+        wanted[bucket, item.key] = item
+        prefixes[bucket, prefix] = None
 
-    async def look(item: Expected) -> None:
-        bucket, _, wanted = item
-        present = await store.head(bucket, wanted.key)
+    def note(bucket: str, present: StoredObject) -> None:
+        address = bucket, present.key
+        if address in wanted and _same(present, wanted[address]):
+            del wanted[address]
+
+    async def look(address: tuple[str, str]) -> None:
+        present = await store.head(*address)
         if present:
-            found[bucket, wanted.key] = present
+            note(address[0], present)
 
-    if len(expected) <= _FEW:
-        await run_bounded(expected, look, _AT_ONCE)
+    if len(wanted) <= _FEW:
+        await run_bounded(list(wanted), look, _AT_ONCE)
     else:
-        for bucket, prefix in dict.fromkeys((bucket, prefix) for bucket, prefix, _ in expected):
+        for bucket, prefix in prefixes:
             async for present in store.list(bucket, prefix):
-                found[bucket, present.key] = present
-    addressed = [((bucket, wanted.key), wanted) for bucket, _, wanted in expected]
-    return [address for address, wanted in addressed if not _same(found.get(address), wanted)]
+                note(bucket, present)
+    return list(wanted)
 
 
-def _same(present: StoredObject | None, wanted: StoredObject) -> bool:
-    if present is None or present.size_bytes != wanted.size_bytes:
+def _same(present: StoredObject, wanted: StoredObject) -> bool:
+    if present.size_bytes != wanted.size_bytes:
         return False
     return not wanted.etag or present.etag == wanted.etag
