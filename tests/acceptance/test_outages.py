@@ -119,7 +119,7 @@ def test_s3_stops_for_20_s_during_the_final_upload(make_stack: StackFactory) -> 
     stack = make_stack(workers=1)
     script = """
         for i in $(seq 20); do head -c 300000 /dev/urandom > $OUTPUT_DIR/$i; done
-        cd $OUTPUT_DIR; sha256sum * | sort > sums
+        cd $OUTPUT_DIR; sha256sum * | sort > ../sums; mv ../sums sums
         echo '{"message": "written"}' >> $KELPIE_REPORT; while [ ! -e ../go ]; do sleep 0.05; done
     """
     place = {"bucket": stack.bucket, "prefix": "out", "local_path": "results", "direction": "upload"}

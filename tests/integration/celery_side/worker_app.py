@@ -12,7 +12,7 @@ _redis = Redis.from_url(app.settings.redis_url.get_secret_value(), decode_respon
 _notes = Notes(_redis)
 # Seconds where production has minutes.
 app.conf.update(
-    redbeat_lock_timeout=3,
+    redbeat_lock_timeout=8,
     beat_max_loop_interval=1,
     result_backend_transport_options={"retry_policy": {"max_retries": 3, "interval_max": 0.3}},
 )
