@@ -165,8 +165,7 @@ def test_a_job_is_handed_over_within_a_second_of_sigterm(
         stack.start_worker(number)
     record_property("handover_s", times)
     print("hand-over after SIGTERM, seconds:", [round(t, 3) for t in times])
-    # The best of three: what other tests take of the two cores is no part of the hand-over.
-    assert min(times) < 1.0
+    assert sorted(times)[1] < 1.0
 
 
 @pytest.mark.timeout(120)
@@ -182,4 +181,4 @@ def test_a_job_goes_on_within_its_lease_and_two_seconds_of_sigkill(
     took_s = time.monotonic() - started
     record_property("recovery_s", took_s)
     print("recovery after SIGKILL, seconds:", round(took_s, 2), "with a lease of 3 s")
-    assert took_s < 3 + 2 + 3  # the lease, two seconds, and what other tests take of the two cores
+    assert took_s < 3 + 2
