@@ -9,7 +9,7 @@ import pytest
 
 from kelpie_celery.clock import Instant
 from kelpie_celery.ledger.types import FencingToken
-from kelpie_celery.running import RunningJob, Stop
+from kelpie_celery.running import RunningJob, RunningJobs, Stop
 from kelpie_worker.stopping import Stopped, StopWatch
 
 
@@ -65,3 +65,17 @@ async def test_a_shutdown_waits_for_the_work_and_a_cancel_does_not() -> None:
     with pytest.raises(Stopped) as caught:
         await asyncio.wait_for(work, 5)
     assert caught.value.why is Stop.CANCEL
+
+
+def test_an_attempt_whose_loop_has_closed_keeps_no_other_from_hearing() -> None:
+    over, alive = job(), RunningJob(FencingToken("other", 1, "other"), Instant(0, 0), lambda: None)
+
+    async def watch() -> None:
+        StopWatch(over)
+
+    asyncio.run(watch())
+    jobs = RunningJobs()
+    jobs.add(over)
+    jobs.add(alive)
+    jobs.shut_down()
+    assert alive.stop is Stop.SHUTDOWN
