@@ -148,3 +148,19 @@ async def test_only_heartbeats_that_are_due_are_counted() -> None:
     await asyncio.wait_for(ledger.called.wait(), 5)
     assert ledger.calls[-1][2] is True
     keeper.cancel()
+
+
+async def test_many_that_wait_for_trust_cause_no_storm_of_renewals() -> None:
+    clock, ledger = ManualClock(), FakeLedger()
+    ledger.error = LedgerUnavailable("away")
+    lease = make(ledger, clock, lease_s=10.0, margin_s=1.0)
+    clock.advance(100)
+    keeper = asyncio.create_task(lease.keep())
+    waiting = [asyncio.create_task(lease.trusted()) for _ in range(16)]
+    await asyncio.wait_for(ledger.called.wait(), 5)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(keeper), 2.5)
+    assert len(ledger.calls) <= 4
+    for task in (keeper, *waiting):
+        task.cancel()
+    await asyncio.gather(keeper, *waiting, return_exceptions=True)
