@@ -1,5 +1,11 @@
 # make demo    the main job, end to end, on this machine
 # make test    all tests                     (make test-unit: the fast ones)
+# make test-histories   its last part: random histories, faults at every request, programs under kills; minutes
+# make test-gromacs   a real simulation under kills; needs gmx (not part of make test)
+# make test-long   outages at their real length, a quarter of an hour (not part of make test)
+# make test-torch   the example with PyTorch under kills; installs torch (not part of make test)
+# make test-containers   the images, built and run; needs podman or docker with compose (not part of make test)
+# make test-browser   Flower in a real browser; needs chromium (not part of make test)
 # make check   lint, formatting, types, import contracts
 # make bench   the benchmarks                (ONLY=name: one of them)
 #
@@ -14,15 +20,18 @@ WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-SOURCES := kelpie_celery workers/kelpie_worker scaler/kelpie_scaler tests $(wildcard benchmarks)
+SOURCES := kelpie_celery workers/kelpie_worker scaler/kelpie_scaler tests $(wildcard benchmarks containers/*.py)
 # The longest first: whoever is done early takes over from the others.
 SLOW_TESTS := $(wildcard tests/acceptance tests/integration tests/contract)
+
+# A minute each, with all that the machine has: beside others they would wait for each other.
+LONG_TESTS := tests/acceptance/test_programs.py tests/integration/test_commit_faults.py
 
 # One thing at a time, also under make -j: both `check` and `test` would set up the same .venv otherwise.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow check bench clean
+.PHONY: help setup demo test test-unit test-slow test-gromacs test-long test-torch test-containers test-browser check bench clean test-histories
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -56,13 +65,36 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python -m kelpie_celery.demo
 
-test: test-unit test-slow
+test: test-unit test-slow test-histories
 
 test-unit: $(STAMP)
-	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit tests/models $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest $(SLOW_TESTS) -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SLOW_TESTS) $(LONG_TESTS:%=--ignore=%) -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-histories: $(STAMP)
+	$(BIN)/python -m pytest tests/histories $(LONG_TESTS) -n $(WORKERS) $(PYTEST_ARGS)
+
+test-gromacs: $(STAMP)
+	$(BIN)/python -m pytest tests/acceptance/test_gromacs.py -m gromacs -s $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest tests/acceptance/test_long_outages.py -m long -s $(PYTEST_ARGS)
+
+# torch comes into .venv where it is missing: for a CPU some 200 MB, as a wheel with CUDA several GB.
+test-torch: $(STAMP)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check torch
+	$(BIN)/python -m pytest tests/acceptance/test_examples.py -m torch -s $(PYTEST_ARGS)
+
+test-containers: $(STAMP)
+	$(BIN)/python -m pytest tests/acceptance/test_containers.py -m containers -s $(PYTEST_ARGS)
+
+# Its own extra: nobody else needs it.
+test-browser: $(STAMP)
+	@$(BIN)/python -c 'import selenium' 2>/dev/null || \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,browser]'
+	$(BIN)/python -m pytest tests/acceptance/test_flower_browser.py -m browser -s $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

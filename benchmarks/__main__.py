@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import claim, figures, memory, stage, submit, tick, worker
+from benchmarks import cache, claim, commit, figures, memory, scaling, stage, submit, tick, transfer, worker
 from benchmarks.figures import Figure
 
 PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {
@@ -23,6 +23,10 @@ PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {
     "memory": memory.measure,
     "tick": tick.measure,
     "worker": worker.measure,
+    "transfer": transfer.measure,
+    "commit": commit.measure,
+    "cache": cache.measure,
+    "scaling": scaling.measure,
 }
 RESULT = "bench.json"
 WIDTH = 140  # of the table where there is no terminal to ask

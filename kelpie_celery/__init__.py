@@ -28,12 +28,15 @@ if TYPE_CHECKING:
         JobNotFound,
         KelpieError,
         LedgerUnavailable,
+        RuleError,
+        RuleNotFound,
         SettingsError,
         WaitTimeout,
     )
     from kelpie_celery.job import Job
     from kelpie_celery.ledger.records import JobRecord
     from kelpie_celery.lifecycle import Phase, Status
+    from kelpie_celery.scaling.rule import ScalingRule
     from kelpie_celery.settings import Settings, load_settings
 
     __version__: str
@@ -53,6 +56,9 @@ __all__ = [
     "LedgerUnavailable",
     "NotAllSubmitted",
     "Phase",
+    "RuleError",
+    "RuleNotFound",
+    "ScalingRule",
     "Settings",
     "SettingsError",
     "Status",
@@ -78,12 +84,15 @@ _HOMES = {
         "JobNotFound",
         "KelpieError",
         "LedgerUnavailable",
+        "RuleError",
+        "RuleNotFound",
         "SettingsError",
         "WaitTimeout",
     ),
     "kelpie_celery.job": ("Job",),
     "kelpie_celery.ledger.records": ("JobRecord",),
     "kelpie_celery.lifecycle": ("Phase", "Status"),
+    "kelpie_celery.scaling.rule": ("ScalingRule",),
     "kelpie_celery.settings": ("Settings", "load_settings"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

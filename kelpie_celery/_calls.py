@@ -31,6 +31,7 @@ TROUBLE = (LedgerUnavailable, redis_errors.RedisError)
 _REFUSED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 _MEND_URL = "check KELPIE_REDIS_URL (or --redis-url)"
+_TRUST = "use the name that its certificate is for, and name the file of your own authority by ?ssl_ca_certs=FILE"
 _CHECK_UP = "check that it is up and that KELPIE_REDIS_URL (or --redis-url) points to it"
 
 
@@ -115,6 +116,8 @@ def _explained(cause: BaseException) -> tuple[str, str]:
             return f"does not allow it to this user ({words})", f"use another user: {_MEND_URL}"
         case redis_errors.BusyLoadingError():
             return "is still loading its data", "try again in a moment"
+        case redis_errors.ConnectionError() if "CERTIFICATE_VERIFY_FAILED" in words:
+            return f"cannot be trusted ({words})", _TRUST
         case redis_errors.ConnectionError() | redis_errors.TimeoutError():
             return f"cannot be reached ({words})", _CHECK_UP
     return f"answers with an error ({words})", "see the server's log"

@@ -48,7 +48,7 @@ _LOOK_HINT = (
 class Refused(ValueError):
     """The pattern cannot be translated; the message is the rule that it breaks.
 
-    It never leaves ``kelpie_celery.patterns``, where it becomes a `DefinitionError`.
+    It never leaves ``kelpie_celery.patterns`` and ``kelpie_celery.globs``, where it becomes a `DefinitionError`.
     """
 
 

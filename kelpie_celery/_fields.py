@@ -16,6 +16,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from kelpie_celery.errors import DefinitionError
+from kelpie_celery.globs import MARKER, MAX_GLOB_CHARS, marker_of
 from kelpie_celery.patterns import compile_pattern
 
 GROUP_ID = r"^[A-Za-z0-9._-]{1,128}$"
@@ -114,6 +115,20 @@ def _pattern(value: str) -> str:
     raise rule(reason)
 
 
+def _commit(value: str) -> str:
+    if value in {"quiet", "report"}:
+        return value
+    if not value.startswith(MARKER):
+        raise rule("must be 'quiet', 'report' or 'marker:' and a glob, as in 'marker:step-*/DONE'")
+    try:
+        marker_of(value)
+    except DefinitionError as error:
+        reason = error.problems[0][2]
+    else:
+        return value
+    raise rule(f"its glob {reason}")
+
+
 def _webhook(value: str) -> str:
     if len(value) > _MAX_WEBHOOK_CHARS:
         raise rule(f"must have at most {_MAX_WEBHOOK_CHARS} characters")
@@ -153,6 +168,11 @@ Bucket = Annotated[str, Field(pattern=BUCKET)]
 Prefix = Annotated[str, AfterValidator(_prefix), Described(pattern=r"^[^/\x00-\x1f]", maxLength=_MAX_PREFIX_BYTES)]
 LocalPath = Annotated[str, AfterValidator(_local_path), Described(minLength=1)]
 PatternText = Annotated[str, AfterValidator(_pattern), Described(format="regex", maxLength=1000)]
+CommitText = Annotated[
+    str,
+    AfterValidator(_commit),
+    Described(pattern=f"^(quiet|report|{MARKER}.+)$", maxLength=len(MARKER) + MAX_GLOB_CHARS),
+]
 Webhook = Annotated[str, AfterValidator(_webhook), Described(format="uri", pattern="^https?://")]
 Environment = Annotated[
     dict[str, str],

@@ -7,7 +7,8 @@ Redis database serves as broker, result backend and ledger.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,17 +20,22 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from kelpie_celery._transport import tls_options, without_tls_options
 from kelpie_celery.canvas import JOB_TASK, Detacher
-from kelpie_celery.errors import KelpieError
+from kelpie_celery.celery_cli import tells_settings
+from kelpie_celery.errors import KelpieError, LedgerRefused
+from kelpie_celery.hearing import Hearing
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Timings
 from kelpie_celery.messages import Capture, encode
+from kelpie_celery.meters import Meters
 from kelpie_celery.patience import until_the_ledger_answers
 from kelpie_celery.redaction import Redactor
 from kelpie_celery.running import RunningJobs
-from kelpie_celery.settings import Settings, load_settings
+from kelpie_celery.settings import Settings, load_settings, tell_unknown_settings
 from kelpie_celery.slots import slot_count
+from kelpie_celery.sockets import broker_timeout_s, client_options, health_check_s, transport_options
 
 if TYPE_CHECKING:
     from kelpie_celery.runner import AttemptRunner
@@ -40,30 +46,29 @@ CONTROL_TASKS = "kelpie_scaler.tasks"
 BEAT_SCHEDULER = "kelpie_scaler.beat:Scheduler"
 BACKEND = "kelpie_celery.backend:Backend"
 
-BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {
-    # A half-open connection leaves a worker deaf for good without a time-out; BRPOP itself asks for 1 s at a time.
-    "socket_timeout": 10,
-    "socket_connect_timeout": 10,
-    "socket_keepalive": True,
-    "health_check_interval": 10,
-    "priority_steps": list(keys.PRIORITIES),
-    "sep": keys.PRIORITY_SEPARATOR,
-}
-
 
 def celery_config(settings: Settings) -> dict[str, Any]:
     """The app's configuration. The record, its lease and its attempt own a job's durability; a message is a hint."""
-    url = _celery_url(settings.redis_url.get_secret_value())
+    named = settings.redis_url.get_secret_value()
+    url, tls = _celery_url(without_tls_options(named)), tls_options(named) or None
+    timeout_s = settings.redis_timeout_s
     return {
         "broker_url": f"redis+{url}" if url.startswith("socket:") else url,
         "result_backend": f"{BACKEND}+{url}",
-        "broker_transport_options": BROKER_TRANSPORT_OPTIONS,
+        "broker_use_ssl": tls,
+        "redis_backend_use_ssl": tls,
+        "broker_transport_options": {
+            **transport_options(timeout_s),
+            "priority_steps": list(keys.PRIORITIES),
+            "sep": keys.PRIORITY_SEPARATOR,
+            **unacked_keys(settings.container_group_id),
+        },
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "redis_socket_timeout": 10.0,
-        "redis_socket_connect_timeout": 10.0,
+        "redis_socket_timeout": broker_timeout_s(timeout_s),
+        "redis_socket_connect_timeout": broker_timeout_s(timeout_s),
         "redis_socket_keepalive": not _is_local(url),
-        "redis_backend_health_check_interval": 10,
+        "redis_backend_health_check_interval": health_check_s(timeout_s),
         # A chord counts its parts under the same expiry; its jobs may be days apart.
         "result_expires": 3 * settings.job_retention_s,
         "task_serializer": "json",
@@ -88,8 +93,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "redbeat_lock_timeout": 15,
         "beat_max_loop_interval": 3,
         "beat_schedule": {
-            "kelpie-maintain": {
-                "task": "kelpie.maintain",
+            name.replace(".", "-"): {
+                "task": name,
                 "schedule": settings.maintain_s,
                 "options": {
                     "queue": keys.CONTROL_QUEUE,
@@ -97,7 +102,28 @@ def celery_config(settings: Settings) -> dict[str, Any]:
                     "ignore_result": True,
                 },
             }
+            for name in ("kelpie.maintain", "kelpie.webhooks")
+        }
+        | {
+            "kelpie-scale": {
+                "task": "kelpie.scale",
+                "schedule": settings.scale_interval_s,
+                "options": {
+                    "queue": keys.CONTROL_QUEUE,
+                    "expires": settings.scale_interval_s,
+                    "ignore_result": True,
+                },
+            },
         },
+    }
+
+
+def unacked_keys(group: str | None) -> dict[str, str]:
+    """Keys of kombu for messages that a consumer holds: each group has its own, as its workers may see no other's."""
+    prefix = keys.group_prefix(group) if group else "kelpie:"
+    return {
+        option: prefix + option.removesuffix("_key")
+        for option in ("unacked_key", "unacked_index_key", "unacked_mutex_key")
     }
 
 
@@ -124,23 +150,19 @@ def ledger_timings(settings: Settings) -> Timings:
         ban_yield_s=settings.ban_yield_s,
         poison_deaths=settings.poison_deaths,
         poison_window_s=settings.poison_window_s,
+        retry_max_s=settings.retry_max_s,
         tick_interval_s=settings.pulse_s,
         # A machine gives a sign of life every fifth pulse (kelpie_celery.pulse).
         machine_alive_s=max(5.0, 15 * settings.pulse_s),
+        drain_holds_s=max(300.0, 5 * settings.scale_interval_s),
     )
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, timeout_s: float = 5.0) -> Redis:
     """A client of the ledger. Repeats are the caller's: it knows which calls may be made twice."""
+    options = client_options(timeout_s, tcp=not _is_local(url))
     return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=5,
-        socket_connect_timeout=5,
-        health_check_interval=10,
-        # redis-py refuses the option for a Unix socket.
-        **({} if _is_local(url) else {"socket_keepalive": True}),
-        retry=Retry(NoBackoff(), 0),
+        without_tls_options(url), **tls_options(url), decode_responses=True, retry=Retry(NoBackoff(), 0), **options
     )
 
 
@@ -151,18 +173,31 @@ class KelpieApp(Celery):
         super().__init__(*args, **kwargs)
         self._settings = settings
         self.running = RunningJobs()
+        self.hearing = Hearing()
         self.redactor = Redactor()
+        self.meters = Meters()
         self.add_defaults(lambda: celery_config(self.settings))
 
     @cached_property
     def settings(self) -> Settings:
         """The settings, read once when they are first needed."""
-        return self._settings or load_settings()
+        if self._settings is not None:
+            return self._settings
+        settings = load_settings()
+        if tells_settings():
+            tell_unknown_settings()
+        return settings
 
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger on this app's Redis."""
-        return Ledger(connect(self.settings.redis_url.get_secret_value()), ledger_timings(self.settings))
+        s = self.settings
+        return Ledger(connect(s.redis_url.get_secret_value(), s.redis_timeout_s), ledger_timings(s))
+
+    @cached_property
+    def worker_id(self) -> str:
+        """What the ledger calls this process as a worker: a name of its own, whatever ran on this machine before."""
+        return f"{self.settings.machine_id}.{uuid()[:8]}"
 
     @cached_property
     def runner(self) -> AttemptRunner:
@@ -179,7 +214,17 @@ class KelpieApp(Celery):
         refuse_jobs_in_bulk(name, args, kwargs)
         if not in_a_job():
             return super().send_task(name, args, kwargs, **self._detached(options))
-        return until_the_ledger_answers(lambda: self._send_once(name, args, kwargs, options))
+        with self.handing_over():
+            return until_the_ledger_answers(lambda: self._send_once(name, args, kwargs, options), take_no=True)
+
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Inside a job's bookkeeping: what Redis refuses to this worker's user is left to the control worker."""
+        try:
+            yield
+        except LedgerRefused:
+            self.ledger.hand_over(str(current_task.request.id))
+            raise
 
     def _detached(self, options: dict[str, Any]) -> dict[str, Any]:
         workflow = options.get("group_id") or options.get("task_id") or uuid()

@@ -17,6 +17,7 @@ from celery.backends.redis import RedisBackend
 from kelpie_celery.canvas import JOB_TASK
 from kelpie_celery.errors import JobFailed, KelpieError
 from kelpie_celery.patience import TRANSIENT, until_the_ledger_answers
+from kelpie_celery.sockets import kernel_options
 
 
 class BookkeepingFailed(KelpieError):
@@ -27,6 +28,12 @@ class Backend(RedisBackend):
     """Result backend of every kelpie app."""
 
     app: Any
+    connparams: dict[str, Any]
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        if self.connparams.get("socket_keepalive"):  # not on a Unix socket
+            self.connparams["socket_keepalive_options"] = kernel_options(self.app.settings.redis_timeout_s)
 
     def mark_as_failure(
         self, task_id: str, exc: Exception, traceback: Any = None, request: Any = None, *args: Any, **more: Any

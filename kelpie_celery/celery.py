@@ -12,13 +12,17 @@ from celery.local import PromiseProxy
 from kelpie_celery import worker_hooks
 from kelpie_celery.app import KelpieApp
 from kelpie_celery.canvas import JOB_TASK
-from kelpie_celery.control_option import add_terminate_option
+from kelpie_celery.celery_cli import extend_celery
+from kelpie_celery.flower_command import guard_flower
 from kelpie_celery.gate import SlotGate
+from kelpie_celery.hearing import Ears
+from kelpie_celery.kept_events import KeptEvents
 from kelpie_celery.settings import Settings
 from kelpie_celery.task import JobTask
 
 worker_hooks.connect()
-add_terminate_option()
+extend_celery()
+guard_flower()
 
 
 def create_app(settings: Settings | None = None, *, set_as_current: bool = False) -> KelpieApp:
@@ -26,7 +30,7 @@ def create_app(settings: Settings | None = None, *, set_as_current: bool = False
     made = KelpieApp("kelpie", settings=settings, set_as_current=set_as_current)
     # Lazy: the task comes to be when the app is first used, since its defaults come from the settings.
     made.task(bind=True, base=JobTask, name=JOB_TASK)(_run_job)
-    made.steps["consumer"].add(SlotGate)
+    made.steps["consumer"].update((SlotGate, Ears, KeptEvents))
     return made
 
 

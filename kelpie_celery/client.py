@@ -1,4 +1,4 @@
-"""The client: submit jobs, look at them, wait for them, cancel them.
+"""The client: submit jobs, look at them, wait for them, cancel them; checkpoints, webhooks, rules of scaling.
 
     with Kelpie() as kelpie:
         job = kelpie.submit({"command": "./simulate", "container_group_id": "my-group", "sync": {}})
@@ -34,14 +34,20 @@ from kelpie_celery.errors import (
     SettingsError,
 )
 from kelpie_celery.job import Job, JobId
+from kelpie_celery.job_logs import LogClient
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.records import JobRecord
 from kelpie_celery.ledger.types import GroupCounts, Submitted, encodable
 from kelpie_celery.lifecycle import Status
+from kelpie_celery.machines_client import MachinesClient
 from kelpie_celery.purging import Purged, purge
-from kelpie_celery.settings import Settings, load_settings
+from kelpie_celery.scaling.client import ScalingClient
+from kelpie_celery.settings import Settings, load_settings, tell_unknown_settings
+from kelpie_celery.stats import StatsClient
 from kelpie_celery.submission import plain_job
 from kelpie_celery.waiting import LONGEST_PAUSE_S, OnLook, Waiter
+from kelpie_celery.webhooks import WebhookClient
+from kelpie_celery.why.client import WhyClient
 
 T = TypeVar("T")
 Jobs = list[Job]
@@ -52,7 +58,7 @@ LISTED = (Status.PENDING, Status.RUNNING, Status.COMPLETED, Status.FAILED, Statu
 _READ_PAGE = 200
 
 
-class Kelpie:
+class Kelpie(LogClient, ScalingClient, MachinesClient, WebhookClient, StatsClient, WhyClient):
     """A client of one Redis; close it, or use it in a ``with`` statement."""
 
     def __init__(
@@ -353,12 +359,18 @@ class Kelpie:
         return purge(self._ledger, self._calls, encodable(group), wanted, progress)
 
 
+# A program may open a client for every request that it serves: each name is told once a process.
+_told: set[str] = set()
+
+
 def _settings(redis_url: str | None, settings: Settings | None) -> Settings:
     if settings is not None and redis_url is not None:
         raise TypeError("give redis_url or settings, not both")
     if settings is not None:
         return settings
-    return load_settings({**os.environ, "KELPIE_REDIS_URL": redis_url} if redis_url is not None else None)
+    found = load_settings({**os.environ, "KELPIE_REDIS_URL": redis_url} if redis_url is not None else None)
+    tell_unknown_settings(told=_told)
+    return found
 
 
 def _usable_ledger(app: KelpieApp) -> Ledger:

@@ -15,18 +15,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from kelpie_celery import _fields as f
 from kelpie_celery._faults import Problem, describe, problem
 from kelpie_celery._strict_json import strict_json
 from kelpie_celery.errors import DefinitionError
-from kelpie_celery.sync_blocks import CONFIG, DownloadBlock, Sync, SyncBlock, UploadBlock
-from kelpie_celery.transfers import Role, Transfer, Transfers, plan_buckets, plan_sync
+from kelpie_celery.overlaps import log_in_the_way, overlap_problems
+from kelpie_celery.retry_rules import MAX_RULES, RetryRule
+from kelpie_celery.sync_blocks import CONFIG, CheckpointBlock, DownloadBlock, Sync, SyncBlock, UploadBlock
+from kelpie_celery.transfers import (
+    CHECKPOINT_DIR,
+    INPUT_DIR,
+    OUTPUT_DIR,
+    Role,
+    Transfer,
+    Transfers,
+    plan_buckets,
+    plan_sync,
+)
 
 __all__ = [
     "MAX_DEFINITION_BYTES",
+    "CheckpointBlock",
     "DownloadBlock",
     "JobDefinition",
+    "RetryRule",
     "Role",
     "Sync",
     "SyncBlock",
@@ -48,6 +62,9 @@ _BUCKET_FIELDS = (
     "output_bucket",
     "output_prefix",
 )
+_LOG_FIELDS = ("log_bucket", "log_prefix")
+_IN_A_BLOCK = 4  # parts of the path of a block's field: ("sync", "during", 0, "commit")
+_BLOCKS: dict[str, type[SyncBlock]] = {"before": DownloadBlock, "during": CheckpointBlock, "after": UploadBlock}
 
 
 class JobDefinition(BaseModel):
@@ -78,8 +95,17 @@ class JobDefinition(BaseModel):
     sync: Sync | None = Field(
         default=None, description="Instead of the six bucket fields; `{}` for a job without storage."
     )
+    log_bucket: f.Bucket | None = Field(
+        default=None, description="What the command writes is stored here at the end of each attempt."
+    )
+    log_prefix: f.Prefix | None = Field(default=None, description="Folder of these logs.")
     max_failures: int = Field(
         default=3, ge=1, le=1_000_000, description="The job fails for good at this many failures."
+    )
+    retry: list[RetryRule] = Field(
+        default_factory=list,
+        max_length=MAX_RULES,
+        description="Rules about failures, by exit code or reason; the first that matches counts.",
     )
     heartbeat_interval: int = Field(
         default=30,
@@ -124,14 +150,14 @@ class JobDefinition(BaseModel):
         """
         if isinstance(data, cls):
             return data
-        problems = _storage_problems(data) if isinstance(data, Mapping) else []
+        problems = [*_storage_problems(data), *_half_a_log(data)] if isinstance(data, Mapping) else []
         try:
             definition = handler(data)
         except ValidationError as error:
-            found = [problem(detail, _known_fields) for detail in error.errors(include_url=False)]
+            found = [_problem(detail) for detail in error.errors(include_url=False)]
             problems = [*found, *problems]
         else:
-            problems = problems or _size_problems(definition)
+            problems = problems or _problems_between(definition)
         if problems:
             raise DefinitionError(_at_most(problems))
         return definition
@@ -198,9 +224,11 @@ def from_json(text: str | bytes) -> JobDefinition:
     if (sync := data.get("sync")) is not None:
         data["sync"] = Sync.model_construct(
             before=[DownloadBlock.model_construct(**block) for block in sync.get("before", ())],
-            during=[UploadBlock.model_construct(**block) for block in sync.get("during", ())],
+            during=[CheckpointBlock.model_construct(**block) for block in sync.get("during", ())],
             after=[UploadBlock.model_construct(**block) for block in sync.get("after", ())],
         )
+    if "retry" in data:
+        data["retry"] = [RetryRule.model_construct(**one) for one in data["retry"]]
     return JobDefinition.model_construct(**data)
 
 
@@ -234,6 +262,32 @@ def _size_problems(definition: JobDefinition) -> list[Problem]:
     return [("definition", f"{size} bytes", _SIZE_RULE)] if size > MAX_DEFINITION_BYTES else []
 
 
+def _problems_between(definition: JobDefinition) -> list[Problem]:
+    """What valid fields may not say together."""
+    transfers = definition.transfers()
+    return [*_size_problems(definition), *overlap_problems(transfers, _field), *_log_problems(definition, transfers)]
+
+
+def _log_problems(definition: JobDefinition, transfers: Transfers) -> list[Problem]:
+    if not definition.log_bucket or not definition.log_prefix:
+        return []
+    block = log_in_the_way(transfers, definition.log_bucket, definition.log_prefix)
+    if block is None:
+        return []
+    rule = (
+        f"must not lie among what belongs to {_field(block, '')} ({describe(block.prefix)}): logs would be taken for"
+        " its files; use a prefix beside it"
+    )
+    return [("log_prefix", describe(definition.log_prefix), rule)]
+
+
+def _half_a_log(data: Mapping[str, Any]) -> list[Problem]:
+    """A bucket and a prefix for logs, or neither."""
+    given = [name for name in _LOG_FIELDS if data.get(name) is not None]
+    missing = [name for name in _LOG_FIELDS if name not in given] if given else []
+    return [(name, "nothing", f"is required: `{given[0]}` is given, and both come together") for name in missing]
+
+
 def _storage_problems(data: Mapping[str, Any]) -> list[Problem]:
     """All six bucket fields or ``sync``, never both, never neither."""
     given = [name for name in _BUCKET_FIELDS if data.get(name) is not None]
@@ -247,11 +301,32 @@ def _storage_problems(data: Mapping[str, Any]) -> list[Problem]:
     return [(name, "nothing", rule) for name in _BUCKET_FIELDS if name not in given]
 
 
+def _problem(detail: ErrorDetails) -> Problem:
+    found = problem(detail, _known_fields)
+    loc = detail["loc"]
+    if detail["type"] == "extra_forbidden" and len(loc) == _IN_A_BLOCK:
+        for stage, model in _BLOCKS.items():
+            if loc[-1] in model.model_fields:
+                return *found[:2], f"belongs to the blocks of `{stage}`, not to those of `{loc[1]}`"
+    return found
+
+
 def _known_fields(loc: Sequence[int | str]) -> Sequence[str]:
     """The names of the fields of the object at ``loc``."""
     if not loc:
         return list(JobDefinition.model_fields)
-    return list(Sync.model_fields if loc == ("sync",) else SyncBlock.model_fields)
+    if loc == ("sync",):
+        return list(Sync.model_fields)
+    if loc[0] == "retry":
+        return list(RetryRule.model_fields)
+    return list(_BLOCKS.get(str(loc[1]), SyncBlock).model_fields)
+
+
+def _field(transfer: Transfer, field: str) -> str:
+    """How a definition calls a field of one of its transfers; the transfer itself where ``field`` is empty."""
+    if transfer.local_path in {INPUT_DIR, CHECKPOINT_DIR, OUTPUT_DIR}:
+        return f"{transfer.role}_{field or 'prefix'}"
+    return f"sync.{transfer.stage}[{transfer.index}]" + (f".{field}" if field else "")
 
 
 def _at_most(problems: list[Problem]) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Lets a worker fetch a job only while a slot is free, so that none waits in a busy worker.
+"""Lets a worker fetch a job only while a slot is free and it does not drain, so that none waits in vain.
 
 Limits: Celery's Redis transport, whose ``qos.can_consume`` decides before each BRPOP. The gate closes for nothing else:
 a message that a BRPOP has already popped is delivered whatever the gate says.
@@ -63,6 +63,17 @@ def busy_slots() -> int:
     return sum(1 for request in tuple(state.reserved_requests) if not getattr(request, "slot_is_free", False))
 
 
+def may_fetch(app: Any) -> bool:
+    """Whether a slot is free, and nothing keeps the worker from fetching."""
+    running = app.running
+    return not running.shutting_down and not running.held_back and busy_slots() < app.runner.slots
+
+
+def at_rest() -> bool:
+    """Whether this worker has no message in hand, not even one whose bookkeeping is under way."""
+    return not state.reserved_requests
+
+
 class SlotGate(bootsteps.StartStopStep):
     """Replaces ``can_consume`` of the task consumer's channel, after each (re)connection."""
 
@@ -77,10 +88,9 @@ class SlotGate(bootsteps.StartStopStep):
         app = parent.app
         qos = parent.task_consumer.channel.qos
         original = qos.can_consume
-        slots = app.runner.slots
 
         def can_consume() -> bool:
-            return not app.running.shutting_down and busy_slots() < slots and cast("bool", original())
+            return may_fetch(app) and cast("bool", original())
 
         qos.can_consume = can_consume
         if parent.hub:

@@ -55,13 +55,14 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"
     FAILURE = "failure"
+    FREE = "free"  # a failure that a retry rule of the definition does not count
     INTERRUPTION = "interruption"
     CONTINUE = "continue"  # exit 75 after a new commit: neither a failure nor an interruption
     CANCELED = "canceled"
 
 
 class Reason(StrEnum):
-    """Why; the documented list."""
+    """Why; what each means is in `kelpie_celery.reasons`."""
 
     DONE = "done"
     ADOPTED = "adopted"  # an earlier attempt had finished all but the report
@@ -72,16 +73,18 @@ class Reason(StrEnum):
     TOTAL_TIMEOUT = "total_timeout"
     STALLED = "stalled"
     SETUP = "setup"
+    DISK_FULL = "disk_full"
     NO_PROGRESS = "no_progress"  # exit 75 without a new commit
     POISONED = "poisoned"
     LEASE_EXPIRED = "lease_expired"
     WORKER_SHUTDOWN = "worker_shutdown"
+    PREEMPTED = "preempted"  # the machine ended the command together with its worker
     STORAGE_UNAVAILABLE = "storage_unavailable"
     BROKER_UNAVAILABLE = "broker_unavailable"
     WORKER_ERROR = "worker_error"
     CHECKPOINTED = "checkpointed"  # exit 75 with a new commit
+    ROLLED_BACK = "rolled_back"  # a user went back to an older checkpoint while the attempt ran
     CANCELED = "canceled"
-    EXPIRED = "expired"
 
 
 def may_follow(before: Status, after: Status) -> bool:

@@ -10,9 +10,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from kelpie_celery.clock import Clock, SystemClock
-from kelpie_celery.errors import LedgerUnavailable
+from kelpie_celery.errors import LedgerRefused, LedgerUnavailable
 from kelpie_celery.ledger.types import Tick
-from kelpie_celery.replay import replay
+from kelpie_celery.replay import UntrustedStep, announce_lost, replay
 
 if TYPE_CHECKING:
     from kelpie_celery.app import KelpieApp
@@ -21,6 +21,12 @@ log = logging.getLogger(__name__)
 
 JUMP_S = 5.0
 """Redis's clock and ours may part by this much between two ticks before leases are no longer judged by it."""
+
+REPLAY_S = 5.0
+"""After so long no further replay is begun in a tick, seconds: a worker's pulse, which ticks, must not look dead."""
+
+ANNOUNCE_S = 5.0
+"""After so long listeners are told of no further lost attempt in a tick, seconds; likewise."""
 
 
 class Maintainer:
@@ -55,6 +61,7 @@ class Maintainer:
         self._last[group] = (server_now, self._clock.boottime())
         if tick:
             self._report(group, tick)
+            self._announce(tick)
             self._replay(tick)
         return tick
 
@@ -76,10 +83,34 @@ class Maintainer:
                        "republished": tick.republished, "promoted": tick.promoted},
             )  # fmt: skip
 
+    def _announce(self, tick: Tick) -> None:
+        began = self._clock.boottime()
+        for job_id in tick.lost:
+            if self._clock.boottime() - began > ANNOUNCE_S:
+                return
+            try:
+                announce_lost(self._app, job_id)
+            except Exception as e:
+                # Only people look at events; the jobs themselves are in their queue again.
+                log.info(
+                    "listeners were not told of a lost attempt",
+                    extra={"action": "announce_failed", "job_id": job_id, "error": type(e).__name__},
+                )
+
     def _replay(self, tick: Tick) -> None:
+        began = self._clock.boottime()
         for job_id in tick.outbox:
+            if self._clock.boottime() - began > REPLAY_S:
+                return  # the others are due again after their lease
             try:
                 replay(self._app, job_id, self._hostname)
+            except LedgerRefused as e:
+                log.info(
+                    "the replay is left to the control worker",
+                    extra={"action": "replay_refused", "job_id": job_id, "error": str(e)},
+                )
+            except UntrustedStep as e:
+                log.warning("a job's bookkeeping is refused", extra={"action": "replay_untrusted", "error": str(e)})
             except Exception:
                 # It stays in the outbox and is due again after its lease; the other entries must not wait for it.
                 log.exception(

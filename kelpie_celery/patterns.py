@@ -46,7 +46,7 @@ class Pattern:
 
     def matches(self, text: str) -> bool:
         """Whether the pattern is found anywhere in ``text``; takes any text, never raises."""
-        data = _encode(text)
+        data = as_utf8(text)
         return any(branch.hold(data) for branch in self._branches)
 
 
@@ -69,15 +69,20 @@ def _compile(pattern: str) -> Pattern:
         raise Refused(f"must have at most {MAX_PATTERN_CHARS} characters, not {len(pattern)}")
     whole, branches = translate(pattern)
     if len(branches) > 1 or branches[0].needs != (whole,):
-        _compile_one(whole)  # unbalanced brackets show in the whole; a branch by itself could hide them
+        compile_re2(whole)  # unbalanced brackets show in the whole; a branch by itself could hide them
     return Pattern(pattern, tuple(_Conditions(_compile_all(b.needs), _compile_all(b.forbids)) for b in branches))
 
 
 def _compile_all(expressions: Iterable[str]) -> tuple[Any, ...]:
-    return tuple(_compile_one(expression) for expression in expressions)
+    return tuple(compile_re2(expression) for expression in expressions)
 
 
-def _compile_one(expression: str) -> Any:
+def compile_re2(expression: str) -> Any:
+    """Compile an expression in RE2's own syntax, over UTF-8.
+
+    Raises:
+        Refused: It is none, or too large.
+    """
     options = re2.Options()
     options.log_errors = False
     options.never_capture = True
@@ -97,7 +102,8 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _MAX_REASON_CHARS else text[:_MAX_REASON_CHARS] + "..."
 
 
-def _encode(text: str) -> bytes:
+def as_utf8(text: str) -> bytes:
+    """What expressions are matched against; takes any text, never raises."""
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -25,12 +25,34 @@ class Redactor:
         self._lock = threading.Lock()
         self._counts = Counter[str]()
         self._find: re.Pattern[str] | None = None
+        self.longest_chars = 0
+        """How long the longest spelling of a secret is: text may be cut so far from a place that is not looked at."""
         self.add(secrets)
 
     def mask(self, text: str) -> str:
         """``text`` with every secret replaced."""
         find = self._find
         return find.sub(MASK, text) if find else text
+
+    def mask_beginning(self, text: str, left_chars: int) -> tuple[str, str]:
+        """Mask a text that goes on, up to about ``left_chars`` before its end.
+
+        Args:
+            text: The beginning of what is to be masked; a secret in it may go on after its end.
+            left_chars: At least `longest_chars`.
+
+        Returns:
+            What is masked for good, and the rest as it was: it belongs before what follows.
+        """
+        end, at, parts = max(0, len(text) - left_chars), 0, list[str]()
+        find = self._find
+        for secret in find.finditer(text) if find else ():
+            if secret.start() >= end:
+                break  # a longer one that is not yet there whole may begin like it
+            parts += (text[at : secret.start()], MASK)
+            at = secret.end()
+        end = max(at, end)
+        return "".join((*parts, text[at:end])), text[end:]
 
     def add(self, secrets: Iterable[str]) -> None:
         """Mask these from now on."""
@@ -55,6 +77,7 @@ class Redactor:
             self._counts = Counter({spelling: self._counts[spelling] for spelling in known})
             # The longest first: a secret that begins like another one must not leave its own end behind.
             known.sort(key=len, reverse=True)
+            self.longest_chars = len(known[0]) if known else 0
             self._find = re.compile("|".join(map(re.escape, known))) if known else None
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from celery.worker.request import Request
 
-from kelpie_celery.errors import LedgerUnavailable
+from kelpie_celery.announcing import end_text
+from kelpie_celery.errors import JobFailed, JobInterrupted, LedgerUnavailable
 from kelpie_celery.gate import wake
 from kelpie_celery.running import RunningJob, Stop
 
@@ -30,6 +31,14 @@ def current_request() -> JobRequest | None:
     return getattr(_thread, "request", None)
 
 
+def _cause(exc_info: Any) -> BaseException:
+    """What was raised in the first place: Celery wraps it in a Retry, and that in what carries a traceback."""
+    error: Any = exc_info.exception
+    while isinstance(getattr(error, "exc", None), BaseException):
+        error = error.exc
+    return cast("BaseException", error)
+
+
 class JobRequest(Request):
     """A job's request.
 
@@ -40,6 +49,7 @@ class JobRequest(Request):
 
     job: RunningJob | None = None
     slot_is_free = False
+    _ended_by: BaseException | None = None
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """Note the request for this thread."""
@@ -70,17 +80,35 @@ class JobRequest(Request):
         return bool(found) and found[0].started is not None
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
-        """Drop Celery's own ``task-started``: it comes before the claim."""
-        if type != "task-started":
-            super().send_event(type, **fields)
+        """Drop Celery's own ``task-started``, which comes before the claim; say in words why a try ended.
 
-    def announce_started(self) -> None:
-        """Send ``task-started`` for an attempt that was granted."""
-        super().send_event("task-started")
+        Celery's traceback of it leads through our own code only, as if that had failed.
+        """
+        if type == "task-started":
+            return
+        if "exception" in fields and isinstance(self._ended_by, JobFailed | JobInterrupted):
+            why = end_text(self._ended_by)
+            ended = f"attempt {self.job.token.attempt} ended: {why}" if self.job else why
+            fields |= {"exception": why, "traceback": None, "result": ended}
+        super().send_event(type, **fields)
+
+    def announce_started(self, started: float, words: str, attempt: int) -> None:
+        """Send ``task-started`` for an attempt that was granted; again when there is news of it.
+
+        Args:
+            started: When it started, in seconds since the epoch.
+            words: What it does; a listener shows it as the result so far.
+            attempt: Its number.
+        """
+        # With all that a listener needs that was started after the job.
+        super().send_event(
+            "task-started", started=started, result=words, retries=attempt - 1, name=self.name, args=self.argsrepr,
+            kwargs=self.kwargsrepr, root_id=self.root_id, parent_id=self.parent_id,
+        )  # fmt: skip
 
     def announce_revoked(self) -> None:
         """Send ``task-revoked`` for a job that was canceled."""
-        super().send_event("task-revoked", terminated=True, signum=15, expired=False)
+        super().send_event("task-revoked", terminated=True, signum=15, expired=False, result="canceled")
 
     def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002 - Celery's signature
         """Cancel the attempt. Before the claim there is nothing to stop, and the ledger's flag does the rest."""
@@ -92,8 +120,14 @@ class JobRequest(Request):
         if self.job:
             self.job.ask_to_stop(Stop.SHUTDOWN)
 
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """Note why, for those who listen."""
+        self._ended_by = _cause(exc_info)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
     def on_retry(self, exc_info: Any) -> None:
         """Publish a job that was given back, after Celery's own words about it have gone out."""
+        self._ended_by = _cause(exc_info)
         super().on_retry(exc_info)
         # The event waits in a buffer: without the flush Flower would hear of it after the next attempt's start.
         eventer = self.eventer

@@ -1,6 +1,6 @@
 """The seam between the Celery task of a job and the runtime that runs its command.
 
-Limits: one implementation ships (``kelpie_worker.runner``); the other is the tests' own.
+Limits: one implementation ships (``kelpie_worker.runner``); the others are the tests' own.
 """
 
 from __future__ import annotations
@@ -22,4 +22,20 @@ class AttemptRunner(Protocol):
 
         Raises:
             LeaseLost: Another attempt owns the job; nothing is left running.
+        """
+
+    @property
+    def untold(self) -> bool:
+        """Whether the platform may take this worker for what it is not: a busy one for a drained one, or vice versa."""
+
+    def tend(self, group: str, *, draining: bool, streak: int) -> bool:
+        """Called with each pulse: look after this worker's standing on the platform. Never waits for anybody.
+
+        Args:
+            group: The container group.
+            draining: The worker is to claim nothing any more, and may be deleted first.
+            streak: How many jobs in a row failed on this machine and succeeded elsewhere.
+
+        Returns:
+            Whether the platform knows by now what was said last (or there is none to tell, or it was tried in vain).
         """

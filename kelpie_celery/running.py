@@ -10,8 +10,16 @@ import threading
 from collections.abc import Callable
 from enum import StrEnum
 
+from kelpie_celery.announcing import Announcer
 from kelpie_celery.clock import Instant
 from kelpie_celery.ledger.types import FencingToken
+from kelpie_celery.lifecycle import Phase
+
+DRAINING = "draining"
+"""Why a worker fetches nothing: the scaler is about to have its instance removed."""
+
+BY_HAND = "drained by hand"
+"""Why a worker fetches nothing: a person said so; nothing but its end undoes it."""
 
 
 class Stop(StrEnum):
@@ -27,12 +35,22 @@ class RunningJob:
     Attributes:
         asked_at: When the claim that was granted was sent: its lease is trusted from there.
         free_slot: Called once when the next job may start although this attempt still uploads.
+        phase: What it does now, as far as it has told; None before it began.
+        beats: Its heartbeats so far.
+        announcer: Tells Celery's listeners of it; None where nobody listens.
+        trusted: Whether its lease holds as far as it knows. Any thread may ask.
+        said: What its command said last of itself (JSON with ``progress``, ``message``); empty before it did.
     """
 
     def __init__(self, token: FencingToken, asked_at: Instant, free_slot: Callable[[], None]) -> None:
         self.token = token
         self.asked_at = asked_at
         self.free_slot = free_slot
+        self.phase: Phase | None = None
+        self.beats = 0
+        self.announcer: Announcer | None = None
+        self.trusted: Callable[[], bool] = lambda: True
+        self.said = ""
         # Re-entrant: a signal handler of the main thread may interrupt a holder in that same thread.
         self._lock = threading.RLock()
         self._stop: Stop | None = None
@@ -53,6 +71,17 @@ class RunningJob:
         if listener:
             listener(why)
 
+    def note(self, phase: Phase, beats: int) -> None:
+        """Note what the attempt does now, for whoever looks from another thread."""
+        self.phase, self.beats = phase, beats
+        if self.announcer:
+            self.announcer.note(phase)
+
+    def say(self, progress: float | None, message: str | None) -> None:
+        """Note how far the command says it is; a message holds no secret."""
+        if self.announcer:
+            self.announcer.say(progress, message)
+
     def listen(self, listener: Callable[[Stop], None]) -> None:
         """Have ``listener`` called from whatever thread asks; at once if it was asked already."""
         with self._lock:
@@ -68,6 +97,7 @@ class RunningJobs:
         self._lock = threading.RLock()
         self._by_nonce: dict[str, RunningJob] = {}
         self._shutdown = False
+        self._held: frozenset[str] = frozenset()
 
     def add(self, job: RunningJob) -> None:
         """Register an attempt; one that arrives during a shutdown is asked to stop at once."""
@@ -105,3 +135,29 @@ class RunningJobs:
     def shutting_down(self) -> bool:
         """Whether the worker ends."""
         return self._shutdown
+
+    def hold_back(self, why: str, *, on: bool) -> bool:
+        """Have this worker fetch nothing for a reason, or for that reason no longer; whether that is a change."""
+        with self._lock:
+            before = self._held
+            self._held = before | {why} if on else before - {why}
+        return self._held != before
+
+    def drain_by_hand(self) -> bool:
+        """Take nothing more until the process ends; whether that is a change."""
+        return self.hold_back(BY_HAND, on=True)
+
+    @property
+    def drained_by_hand(self) -> bool:
+        """Whether a person had this worker take nothing more."""
+        return BY_HAND in self._held
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why this worker is to fetch nothing for now."""
+        return sorted(self._held)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether this worker is to fetch nothing for now."""
+        return bool(self._held)

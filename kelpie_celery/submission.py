@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 
 def job_name(definition: JobDefinition) -> str:
     """A short name that holds nothing secret: the tag ``name``, else the command without its arguments."""
-    return definition.tags.get("name") or definition.command.rpartition("/")[2] or definition.command
+    return definition.tags.get("name") or _program(definition.command)
+
+
+def _program(command: str) -> str:
+    # Whoever wrote arguments into the command gets an error; until then they may be anything.
+    first = (command.split() or [command])[0]
+    return first.rpartition("/")[2] or first
 
 
 def description(definition: JobDefinition) -> str:
-    """What Flower and logs show in place of the arguments."""
-    return f"({job_name(definition)!r}, {definition.container_group_id!r})"
+    """What Flower and logs show in place of the arguments: ``name 'md 7', command 'gmx', group 'gpu-a'``."""
+    facts = {"command": _program(definition.command), "group": definition.container_group_id}
+    named = {"name": definition.tags["name"]} if definition.tags.get("name") else {}
+    return ", ".join(f"{what} {value!r}" for what, value in (named | facts).items())
 
 
 def new_job(
@@ -71,6 +79,7 @@ def new_job(
         drafts=tuple(drafts),
         name=job_name(definition),
         submission=secrets.token_hex(4),
+        webhook=definition.webhook or "",
     )
 
 

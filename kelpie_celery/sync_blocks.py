@@ -44,17 +44,42 @@ class DownloadBlock(SyncBlock):
     """A block of ``sync.before``."""
 
     direction: Literal["download"] = Field(description="Blocks of `before` are downloads.")
+    read_only: bool = Field(
+        default=False,
+        description="In `before`, for inputs: the job does not write to these files, so they may be hard links into"
+        " the machine's cache.",
+    )
 
 
 class UploadBlock(SyncBlock):
-    """A block of ``sync.during`` or ``sync.after``."""
+    """A block of ``sync.after``."""
 
     direction: Literal["upload"] = Field(description="Blocks of `during` and `after` are uploads.")
 
 
-def _plain_block(value: Any) -> Any:
-    """Let Python users write ``SyncBlock(...)`` in any list; the direction decides whether it fits."""
-    return value.model_dump() if type(value) is SyncBlock else value
+class CheckpointBlock(UploadBlock):
+    """A block of ``sync.during``."""
+
+    commit: f.CommitText = Field(
+        default="quiet",
+        description="In `during`: when a checkpoint is taken: `quiet`, `report` or `marker:` and a glob; the same in"
+        " all blocks.",
+    )
+    plain: Literal["interval", "end", "never"] = Field(
+        default="interval",
+        description="In `during`: when the plain keys below `prefix` follow the checkpoint: from time to time and at"
+        " the end, at the end only, or never.",
+    )
+
+
+def _written_as(model: type[SyncBlock]) -> BeforeValidator:
+    """Let Python users write any kind of block in any list; what they set in it decides whether it fits there."""
+
+    def fields(value: Any) -> Any:
+        foreign = isinstance(value, SyncBlock) and type(value) is not model
+        return value.model_dump(exclude_unset=True) if foreign else value
+
+    return BeforeValidator(fields)
 
 
 class Sync(BaseModel):
@@ -62,14 +87,14 @@ class Sync(BaseModel):
 
     model_config = CONFIG
 
-    before: list[Annotated[DownloadBlock, BeforeValidator(_plain_block)]] = Field(
+    before: list[Annotated[DownloadBlock, _written_as(DownloadBlock)]] = Field(
         default_factory=list, max_length=100, description="Downloads, before the command starts."
     )
-    during: list[Annotated[UploadBlock, BeforeValidator(_plain_block)]] = Field(
+    during: list[Annotated[CheckpointBlock, _written_as(CheckpointBlock)]] = Field(
         default_factory=list,
         max_length=100,
         description="Uploads of what changes while the command runs: checkpoints.",
     )
-    after: list[Annotated[UploadBlock, BeforeValidator(_plain_block)]] = Field(
+    after: list[Annotated[UploadBlock, _written_as(UploadBlock)]] = Field(
         default_factory=list, max_length=100, description="Uploads after the command ended with 0: outputs."
     )

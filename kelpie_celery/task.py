@@ -20,6 +20,7 @@ from celery.exceptions import Ignore, Retry
 from celery.utils import uuid
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
+from kelpie_celery.announcing import Announcer
 from kelpie_celery.app import in_a_job
 from kelpie_celery.canvas import JOB_TASK, Detacher
 from kelpie_celery.clock import Instant, SystemClock
@@ -32,15 +33,26 @@ from kelpie_celery.errors import (
     JobNotFound,
     KelpieError,
     LeaseLost,
+    LedgerRefused,
     LedgerUnavailable,
 )
 from kelpie_celery.ledger import keys
-from kelpie_celery.ledger.types import Banned, Claim, Ended, Ending, Granted, Refused, Submitted
+from kelpie_celery.ledger.types import (
+    REFUSED_DRAINING,
+    Banned,
+    Claim,
+    Ended,
+    Ending,
+    Granted,
+    Refused,
+    Submitted,
+)
 from kelpie_celery.lifecycle import Outcome, Reason, Status
 from kelpie_celery.messages import Capture, published_at
 from kelpie_celery.patience import until_the_ledger_answers
 from kelpie_celery.request import JobRequest, current_request
-from kelpie_celery.running import RunningJob
+from kelpie_celery.retry_rules import ruled
+from kelpie_celery.running import DRAINING, RunningJob
 from kelpie_celery.submission import description, new_job
 
 if TYPE_CHECKING:
@@ -109,7 +121,11 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         if in_a_job():
             try:
                 # A repeat after a lost answer finds the record of this id, and publishes nothing.
-                return until_the_ledger_answers(lambda: self._submit(args, job_id, options))
+                with self.kelpie.handing_over():
+                    return until_the_ledger_answers(lambda: self._submit(args, job_id, options), take_no=True)
+            except LedgerRefused:
+                # A step of another group, which this worker's Redis user may not touch: no fault of the step.
+                raise
             except KelpieError as e:
                 return self._refused_step(job_id, options, e)
         return self._submit(args, job_id, options)
@@ -228,6 +244,9 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
                     extra={"action": "job_banned", "job_id": job_id, "pause_s": claim.pause_s},
                 )
             case Refused():
+                if claim.why == REFUSED_DRAINING:
+                    # The pulse would say so within a second; until then each message would come back at once.
+                    self.kelpie.running.hold_back(DRAINING, on=True)
                 log.debug("message dropped", extra={"action": "claim_refused", "job_id": job_id, "why": claim.why})
         raise Ignore
 
@@ -238,9 +257,13 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
 
         def ask() -> tuple[Claim, Instant]:
             asked_at = Instant.now(clock)
-            may_run = request is not None and not app.running.shutting_down
+            # A message may have been on its way when the worker was drained by hand: it goes back to the queue.
+            ends = app.running.shutting_down or app.running.drained_by_hand
+            may_run = request is not None and not ends
             machine, worker = app.settings.machine_id, str(self.request.hostname)
-            return app.ledger.claim(job_id, nonce, machine, worker, received, may_run=may_run), asked_at
+            holder = app.worker_id if request is not None else ""
+            claim = app.ledger.claim(job_id, nonce, machine, worker, received, may_run=may_run, holder=holder)
+            return claim, asked_at
 
         try:
             return until_the_ledger_answers(ask, give_up=lambda: app.running.shutting_down)
@@ -252,10 +275,14 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         app = self.kelpie
         job = RunningJob(granted.token, asked_at, request.free_slot)
         request.job = job
+        attempt = granted.token.attempt
+        job.announcer = Announcer(
+            lambda started, words: request.announce_started(started, words, attempt), attempt, SystemClock()
+        )
         app.running.add(job)
         try:
-            self._tell_started(request)
-            ending = self._run(granted, job)
+            self._tell_started(request, job.announcer)
+            ending = ruled(from_json(granted.definition).retry, self._run(granted, job))
             status, ending = self._report(job, ending)
         except LeaseLost as e:
             log.warning(
@@ -270,6 +297,7 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
             raise Ignore from e
         finally:
             app.running.remove(job)
+            job.announcer.close()
         return self._conclude(job.token.job_id, status, ending)
 
     def _run(self, granted: Granted, job: RunningJob) -> Ending:
@@ -289,7 +317,7 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
         status = report(ending)
         if status == "cancel":
             # A cancel was accepted before the completion: the user was told so.
-            ending = Ending(Outcome.CANCELED, Reason.CANCELED, facts=ending.facts)
+            ending = Ending(Outcome.CANCELED, Reason.CANCELED, facts=ending.facts, output=ending.output)
             status = report(ending)
         return status, ending
 
@@ -302,7 +330,7 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
             self._tell_revoked()
         cause: Exception = (
             JobFailed(job_id, ending.reason, ending.message)
-            if ending.outcome is Outcome.FAILURE
+            if ending.outcome in {Outcome.FAILURE, Outcome.FREE}
             else JobInterrupted(f"{ending.reason}: {ending.message}")
         )
         raise Retry(str(cause), exc=cause)
@@ -316,12 +344,12 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
 
     # -- what Celery is told --------------------------------------------------------------------------------------
 
-    def _tell_started(self, request: JobRequest) -> None:
+    def _tell_started(self, request: JobRequest, announcer: Announcer) -> None:
         try:
             if not request.ignore_result:
                 meta = {"hostname": request.hostname}
                 self.backend.store_result(str(self.request.id), meta, "STARTED", request=self.request)
-            request.announce_started()
+            announcer.tell()
         except Exception:
             log.warning(
                 "Celery was not told of the start",

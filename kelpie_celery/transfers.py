@@ -12,8 +12,11 @@ from typing import Literal, Protocol
 
 Role = Literal["input", "checkpoint", "output"]
 Stage = Literal["before", "during", "after"]
+Plain = Literal["interval", "end", "never"]
 
 INPUT_DIR, OUTPUT_DIR, CHECKPOINT_DIR = "$INPUT_DIR", "$OUTPUT_DIR", "$CHECKPOINT_DIR"
+CONTROL_SUFFIX = ".kelpie"
+QUIET = "quiet"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Transfer:
         local_path: As written, or ``$INPUT_DIR``, ``$CHECKPOINT_DIR``, ``$OUTPUT_DIR`` for the older fields.
         pattern: ECMAScript regular expression that selects, or None for everything.
         index: Position within its stage, from 0.
+        commit: When a checkpoint is taken: ``quiet``, ``report`` or ``marker:<glob>``; of a ``during`` transfer.
+        plain: When the plain keys follow the checkpoint; of a ``during`` transfer.
+        read_only: The job does not write to its files; of a ``before`` transfer that brings inputs.
     """
 
     stage: Stage
@@ -38,6 +44,9 @@ class Transfer:
     local_path: str
     pattern: str | None
     index: int
+    commit: str = QUIET
+    plain: Plain = "interval"
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,26 @@ class Block(Protocol):
         """Which files, or None for all."""
 
 
+class BeforeBlock(Block, Protocol):
+    """A block of downloads."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the job leaves its files alone."""
+
+
+class DuringBlock(Block, Protocol):
+    """A block of checkpoints."""
+
+    @property
+    def commit(self) -> str:
+        """When a checkpoint is taken."""
+
+    @property
+    def plain(self) -> Plain:
+        """When the plain keys follow."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A bucket, a prefix and a directory."""
@@ -79,24 +108,24 @@ class Place:
     pattern: str | None = None
 
 
-def plan_sync(before: Sequence[Block], during: Sequence[Block], after: Sequence[Block]) -> Transfers:
+def plan_sync(before: Sequence[BeforeBlock], during: Sequence[DuringBlock], after: Sequence[Block]) -> Transfers:
     """The plan of ``sync`` blocks.
 
     A ``before`` block brings down a checkpoint when a ``during`` block stores to the same prefix or from the
     same directory; else it brings inputs, which must exist.
     """
-    prefixes = {(block.bucket, block.prefix) for block in during}
-    directories = {posixpath.normpath(block.local_path) for block in during}
-
-    def role(block: Block) -> Role:
-        kept = (block.bucket, block.prefix) in prefixes or posixpath.normpath(block.local_path) in directories
-        return "checkpoint" if kept else "input"
-
     return Transfers(
-        before=tuple(_transfer("before", role(block), block, index) for index, block in enumerate(before)),
-        during=tuple(_transfer("during", "checkpoint", block, index) for index, block in enumerate(during)),
+        before=tuple(
+            _transfer("before", "checkpoint" if checkpoint_of(block, during) is not None else "input", block, index,
+                      read_only=block.read_only)
+            for index, block in enumerate(before)
+        ),
+        during=tuple(
+            _transfer("during", "checkpoint", block, index, commit=block.commit, plain=block.plain)
+            for index, block in enumerate(during)
+        ),
         after=tuple(_transfer("after", "output", block, index) for index, block in enumerate(after)),
-    )
+    )  # fmt: skip
 
 
 def plan_buckets(inputs: tuple[str, str], checkpoint: tuple[str, str], outputs: tuple[str, str]) -> Transfers:
@@ -114,5 +143,32 @@ def plan_buckets(inputs: tuple[str, str], checkpoint: tuple[str, str], outputs: 
     )
 
 
-def _transfer(stage: Stage, role: Role, block: Block, index: int) -> Transfer:
-    return Transfer(stage, role, block.bucket, block.prefix, block.local_path, block.pattern, index)
+def checkpoint_of(block: Block, during: Sequence[Block]) -> int | None:
+    """The index of the first ``during`` block whose checkpoint a ``before`` block brings down; None for inputs."""
+    for index, other in enumerate(during):
+        if (block.bucket, block.prefix) == (other.bucket, other.prefix) or directory(block) == directory(other):
+            return index
+    return None
+
+
+def directory(block: Block) -> str:
+    """A block's ``local_path``, in the one way to write it: without ``.``, double or last slashes."""
+    path = posixpath.normpath(block.local_path)
+    return path[1:] if path.startswith("//") else path
+
+
+def control_prefix(prefix: str) -> str:
+    """Where our own records about a prefix live: beside it, never below it, except for the whole bucket's.
+
+    ``a/b/`` gives ``a/b.kelpie/`` and the empty prefix ``.kelpie/``.
+    """
+    return f"{prefix.rstrip('/')}{CONTROL_SUFFIX}/"
+
+
+def _transfer(
+    stage: Stage, role: Role, block: Block, index: int, *, commit: str = QUIET, plain: Plain = "interval",
+    read_only: bool = False,
+) -> Transfer:  # fmt: skip
+    return Transfer(
+        stage, role, block.bucket, block.prefix, block.local_path, block.pattern, index, commit, plain, read_only
+    )

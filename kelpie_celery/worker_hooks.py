@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from celery import current_app, signals
 
 from kelpie_celery.canvas import JOB_TASK
-from kelpie_celery.errors import JobNotFound, LedgerUnavailable
+from kelpie_celery.errors import JobNotFound, LedgerRefused, LedgerUnavailable
 from kelpie_celery.gate import served_groups
+from kelpie_celery.health import HealthFile
 from kelpie_celery.logs import configure_logging
+from kelpie_celery.metrics.exporter import start_metrics
 from kelpie_celery.pulse import Pulse
+from kelpie_celery.settings import tell_unknown_settings
+from kelpie_celery.watch import Watch, health_path
 
 if TYPE_CHECKING:
     from kelpie_celery.app import KelpieApp
@@ -41,6 +45,9 @@ def cancel_everywhere(app: KelpieApp, job_id: str) -> None:
         app.ledger.cancel(job_id, "revoked through Celery")
     except JobNotFound:
         return
+    except LedgerRefused as e:
+        # Every worker hears of every revoke; a job of a group that this one may not see is recorded by others.
+        log.info("a revoke is left to others", extra={"action": "revoke_refused", "job_id": job_id, "error": str(e)})
     except LedgerUnavailable as e:
         log.warning("a revoke was not recorded", extra={"action": "revoke_lost", "job_id": job_id, "error": str(e)})
     app.running.cancel(job_id)
@@ -59,17 +66,19 @@ def _on_setup_logging(**_: Any) -> None:
             # A line for each message and each beat would bury what a person looks for.
             for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
                 logging.getLogger(name).setLevel(logging.WARNING)
+        tell_unknown_settings()
 
 
 def _on_init(sender: Any = None, **_: Any) -> None:
     app = _kelpie(sender.app)
     if app is not None:
         _worker["app"] = app
-        _make_revokes_durable(app)
+        _mind_control_commands(app)
+        import kelpie_celery.remote_control  # noqa: F401, PLC0415 - heavy, and of use in workers only
 
 
-def _make_revokes_durable(app: KelpieApp) -> None:
-    """Put the ledger in front of Celery's own revoke, which lives in each worker's memory only."""
+def _mind_control_commands(app: KelpieApp) -> None:
+    """Put the ledger in front of Celery's own revoke, which lives in each worker's memory only; shutdown hands over."""
     from celery.worker.control import Panel  # noqa: PLC0415 - heavy, and of use in workers only
 
     original = Panel.data["revoke"]
@@ -88,9 +97,17 @@ def _make_revokes_durable(app: KelpieApp) -> None:
         # Celery's own, which ``celery control terminate`` asks for, calls its revoke past the panel.
         return revoke(state, task_id, terminate=True, signal=signal, **more)
 
+    end_worker = Panel.data["shutdown"]
+
+    def shutdown(state: Any, **more: Any) -> Any:
+        # Celery's own waits for what runs, which may take days, and sends none of the signals of a SIGTERM.
+        app.running.shut_down()
+        return end_worker(state, **more)
+
     revoke.is_durable = True  # type: ignore[attr-defined]  # marks our own wrapper
     Panel.data["revoke"] = revoke
     Panel.data["terminate"] = terminate
+    Panel.data["shutdown"] = shutdown
 
 
 def _on_ready(sender: Any = None, **_: Any) -> None:
@@ -98,11 +115,21 @@ def _on_ready(sender: Any = None, **_: Any) -> None:
     if app is None:
         return
     groups = served_groups(app)
+    metrics = start_metrics(app, groups)
+    if metrics is not None:
+        _worker["metrics"] = metrics
     if groups:
-        _worker["pulse"] = Pulse(app, groups, sender.hostname)
-        _worker["pulse"].start()
+        _start_pulse(app, groups, sender.hostname)
     if app.settings.ready_file:
         app.settings.ready_file.touch()
+
+
+def _start_pulse(app: KelpieApp, groups: list[str], hostname: str) -> None:
+    pulse = Pulse(app, groups, hostname)
+    watch = Watch(app, lambda: pulse.beats, pulse.goodbye, HealthFile(health_path(app.settings)))
+    _worker.update(pulse=pulse, watch=watch)
+    pulse.start()
+    watch.begin()
 
 
 def _on_shutting_down(**_: Any) -> None:
@@ -112,9 +139,13 @@ def _on_shutting_down(**_: Any) -> None:
 
 
 def _on_shutdown(**_: Any) -> None:
-    pulse = _worker.pop("pulse", None)
-    if pulse is not None:
-        pulse.stop()
+    for name in ("watch", "pulse"):
+        thread = _worker.pop(name, None)
+        if thread is not None:
+            thread.stop()
+    metrics = _worker.pop("metrics", None)
+    if metrics is not None:
+        metrics.close()
 
 
 def _on_revoked(sender: Any = None, request: Any = None, **_: Any) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,32 @@ import redis
 
 from kelpie_celery.local.servers import SeaweedServer, ValkeyServer
 from tests.harness.isolation import leftovers, scrub_environment
+from tests.harness.short_of import left_out
 from tests.harness.stack import StackFactory
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 scrub_environment()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Of a shell that started the tests in its background; what tests start, and interrupt, would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is left out, lest somebody believes that it ran."""
+    chosen = str(config.getoption("-m"))
+    known = [
+        ("gromacs", "GROMACS", "gmx"),
+        ("containers", "the images", "podman"),
+        ("browser", "Flower in a browser", "chromium"),
+    ]
+    apart = [(marker, what, program) for marker, what, program in known if f"not {marker}" in chosen]
+    there = {program: "is" if shutil.which(program) else "is not" for _, _, program in apart}
+    return left_out(config.args) + [
+        f"left out: {what} ({program} {there[program]} on PATH); make test-{marker} runs it"
+        for marker, what, program in apart
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,7 @@ _FROM_RECORD = (
     "worker",
     "num_failures",
     "max_failures",
+    "num_free",
     "num_interruptions",
     "num_heartbeats",
     "num_commits",
@@ -55,9 +56,11 @@ def job_document(record: JobRecord, *, attempts: bool) -> dict[str, Any]:
         "started": iso_time(record.started),
         "ended": iso_time(record.ended),
         "heartbeat": iso_time(record.heartbeat),
+        "committed": iso_time(record.committed),
         "next_try": iso_time(record.not_before),
         **{name: getattr(record, name) for name in _FROM_RECORD},
         "progress": record.progress.model_dump() if record.progress else None,
+        "transfer": record.transfer.model_dump() if record.transfer else None,
         "result": record.result,
         "definition": masked_definition(record.definition),
         **({"attempts": [_attempt_document(attempt) for attempt in record.attempts]} if attempts else {}),
@@ -75,8 +78,8 @@ def masked_definition(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _attempt_document(attempt: AttemptRecord) -> dict[str, Any]:
-    facts = attempt.model_dump(exclude={"nonce", "started", "ended"})
-    return {**facts, "started": iso_time(attempt.started), "ended": iso_time(attempt.ended)}
+    times = {name: iso_time(getattr(attempt, name)) for name in ("started", "ended", "committed")}
+    return {**attempt.model_dump(exclude={"nonce", *times}), **times}
 
 
 def _finite(value: Any) -> Any:

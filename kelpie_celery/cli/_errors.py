@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import click
 
 from kelpie_celery.cli._text import one_line
-from kelpie_celery.errors import KelpieError, LedgerUnavailable
+from kelpie_celery.errors import KelpieError, LedgerUnavailable, StorageUnavailable
 
 OK = 0
 NOT_COMPLETED = 1
@@ -38,7 +38,7 @@ def say(message: str) -> None:
 
 def exit_code_of(error: BaseException) -> int:
     """The exit code that an error of ours stands for."""
-    away = isinstance(error, LedgerUnavailable) or isinstance(error.__cause__, LedgerUnavailable)
+    away = any(isinstance(one, LedgerUnavailable | StorageUnavailable) for one in (error, error.__cause__))
     return UNAVAILABLE if away else USER_ERROR
 
 

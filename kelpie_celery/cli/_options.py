@@ -16,6 +16,8 @@ import click
 
 from kelpie_celery.client import Kelpie
 from kelpie_celery.logs import configure_logging
+from kelpie_celery.redaction import Redactor
+from kelpie_celery.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,7 +58,16 @@ def open_kelpie(redis_url: str | None) -> Iterator[Kelpie]:
     """A client, with its warnings on stderr and its secrets masked in them."""
     redactor = configure_logging("warning", stream=cast("TextIO", _Stderr()))
     with Kelpie(redis_url) as kelpie:
-        redactor.add(kelpie.settings.secrets())
-        if "log_level" in kelpie.settings.model_fields_set:
-            logging.getLogger().setLevel(kelpie.settings.log_level.upper())
+        _adopt(redactor, kelpie.settings)
         yield kelpie
+
+
+def quiet_logs(settings: Settings) -> None:
+    """The same for a command that needs no client."""
+    _adopt(configure_logging("warning", stream=cast("TextIO", _Stderr())), settings)
+
+
+def _adopt(redactor: Redactor, settings: Settings) -> None:
+    redactor.add(settings.secrets())
+    if "log_level" in settings.model_fields_set:
+        logging.getLogger().setLevel(settings.log_level.upper())

@@ -15,11 +15,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kelpie_celery.announcing import progress_text
 from kelpie_celery.bulk import Glance
 from kelpie_celery.cli._documents import masked_definition
-from kelpie_celery.cli._text import clock_time, duration, local_time, one_line, plain
-from kelpie_celery.ledger.records import AttemptRecord, JobRecord
-from kelpie_celery.lifecycle import Status
+from kelpie_celery.cli._text import clock_time, duration, local_time, one_line, plain, size
+from kelpie_celery.ledger.records import JobRecord, Transfer
+from kelpie_celery.lifecycle import Outcome, Status
 
 STYLES = {
     Status.PENDING: "yellow",
@@ -56,10 +57,7 @@ def state(status: Status, phase: str | None, *, canceling: bool) -> Text:
 
 def progress_words(progress: float | None, message: str | None) -> Text:
     """``42 %: epoch 3``; a number outside of 0 to 1 is shown as it is."""
-    number = ""
-    if progress is not None:
-        number = f"{progress:.0%}".replace("%", " %") if 0 <= progress <= 1 else f"{progress:g}"
-    return words(": ".join(part for part in (number, one_line(message or "")) if part))
+    return words(progress_text(progress, message))
 
 
 def job_table(records: Sequence[JobRecord], now: float, *, with_group: bool) -> Table:
@@ -131,16 +129,40 @@ def _details(record: JobRecord, now: float) -> list[tuple[str, RenderableType]]:
     ]
     if record.progress:
         rows.append(("progress", progress_words(record.progress.progress, record.progress.message)))
+    if record.transfer:
+        rows.append(("transfer", _transfer_words(record.transfer)))
     rows += _times(record, now)
-    rows.append(("failures", f"{record.num_failures} of at most {record.max_failures}"))
+    free = f", {record.num_free} more that a retry rule does not count" if record.num_free else ""
+    rows.append(("failures", f"{record.num_failures} of at most {record.max_failures}{free}"))
     rows.append(("interruptions", str(record.num_interruptions)))
-    rows.append(("checkpoints", str(record.num_commits)))
+    last = f", the last one {duration(now - record.committed)} ago" if record.committed else ""
+    rows.append(("checkpoints", f"{record.num_commits}{last}"))
     if record.reason or record.message:
         label = "reason" if record.status.ended else "last failure"
         rows.append((label, words(": ".join(filter(None, (record.reason, record.message))))))
+    rows += _last_interruption(record)
     if record.result is not None and record.status is Status.COMPLETED:
         rows.append(("result", words(record.result)))
     return rows
+
+
+def _last_interruption(record: JobRecord) -> list[tuple[str, RenderableType]]:
+    """Why the last attempt that was interrupted was, while the job goes on."""
+    last = next((a for a in reversed(record.attempts) if a.outcome == Outcome.INTERRUPTION), None)
+    if last is None or record.status.ended:
+        return []
+    return [("last interruption", words(": ".join(filter(None, (last.reason, last.message)))))]
+
+
+def _transfer_words(transfer: Transfer) -> Text:
+    """``restore: 1.2 GiB of 3.4 GiB, 56.0 MiB/s, 40 s left``; what is not known is left out."""
+    done = size(transfer.done_bytes)
+    parts = [f"{done} of {size(transfer.total_bytes)}" if transfer.total_bytes else done]
+    if transfer.rate_bytes_s:
+        parts.append(f"{size(transfer.rate_bytes_s)}/s")
+    if transfer.left_s is not None:
+        parts.append(f"{duration(transfer.left_s)} left")
+    return words(f"{transfer.stage}: {', '.join(parts)}")
 
 
 def _status_line(record: JobRecord) -> Text:
@@ -172,35 +194,6 @@ def _times(record: JobRecord, now: float) -> list[tuple[str, RenderableType]]:
     if record.not_before:
         rows.append(("next try", f"in {duration(record.not_before - now)} ({clock_time(record.not_before)})"))
     return rows
-
-
-def attempt_table(attempts: Sequence[AttemptRecord], now: float) -> Table:
-    """The history of a job's attempts."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("try", justify="right")
-    table.add_column("machine", overflow="fold")
-    for name in ("started", "took", "outcome", "reason"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("exit", justify="right")
-    table.add_column("message", overflow="fold")
-    for attempt in attempts:
-        table.add_row(
-            str(attempt.n),
-            words(attempt.machine),
-            local_time(attempt.started),
-            duration((attempt.ended or now) - attempt.started),
-            words(attempt.outcome or "running"),
-            words(attempt.reason or ""),
-            _exit(attempt),
-            words(attempt.message or ""),
-        )
-    return table
-
-
-def _exit(attempt: AttemptRecord) -> str:
-    if attempt.exit_code is not None:
-        return str(attempt.exit_code)
-    return f"signal {attempt.signal}" if attempt.signal is not None else ""
 
 
 def glance_words(glance: Glance) -> Text:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
+from kelpie_celery.cli._asking import agrees, check_somebody_is_there
 from kelpie_celery.cli._documents import print_document
 from kelpie_celery.cli._errors import NOT_COMPLETED, OK, USER_ERROR, say, say_error
 from kelpie_celery.cli._options import data_options, open_kelpie
@@ -64,13 +63,8 @@ def purge(group: str, status: str | None, yes: bool, redis_url: str | None, as_j
 
 
 def _agreed(kelpie: Kelpie, group: str, status: str | None) -> bool:
-    if not _is_terminal():
-        raise click.UsageError("stdin is no terminal to ask on; give --yes", click.get_current_context())
+    check_somebody_is_there()
     counts = kelpie.counts(group)
     jobs = {Status.PENDING: counts.pending, Status.RUNNING: counts.running}
     told = " and ".join(f"{count} {name.value}" for name, count in jobs.items() if status in (None, name))
-    return click.confirm(f"Cancel {told} jobs of the container group {group!r}?", err=True)
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty()
+    return agrees(f"Cancel {told} jobs of the container group {group!r}?")

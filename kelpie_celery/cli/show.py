@@ -8,7 +8,8 @@ from kelpie_celery._suggest import did_you_mean
 from kelpie_celery.cli._documents import job_document, print_document
 from kelpie_celery.cli._errors import say
 from kelpie_celery.cli._options import data_options, open_kelpie
-from kelpie_celery.cli._view import attempt_table, console, job_details, job_table
+from kelpie_celery.cli._timeline import timeline
+from kelpie_celery.cli._view import console, job_details, job_table
 from kelpie_celery.client import LISTED, Kelpie
 
 DEFAULT_LIMIT = 100
@@ -32,7 +33,7 @@ def get(job_id: str, redis_url: str | None, as_json: bool) -> None:
     out = console()
     out.print(job_details(record, now))
     if record.attempts:
-        out.print(attempt_table(record.attempts, now))
+        out.print(timeline(record, now, out.width, bars=out.is_terminal))
 
 
 @click.command("list", short_help="List jobs, the newest first.")

@@ -1,6 +1,6 @@
 """``python -m kelpie_celery.demo``: the last line begins with ``DEMO OK``, or with ``DEMO FAILED`` and exit code 1.
 
-Ctrl-C and SIGTERM stop everything; nothing is left running. Limits: Linux; about a minute on two cores.
+Ctrl-C and SIGTERM stop everything; nothing is left running. Limits: Linux; a minute and a half on two cores.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ CANNOT_KEEP = "it exists and is not an empty directory"
     "--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep data and logs here; a new directory."
 )
 @click.option(
-    "--limit", "limit_s", default=LIMIT_S, show_default=True, help="Give the jobs up after this many seconds."
+    "--limit", "limit_s", default=LIMIT_S, show_default=True, help="Give the jobs of an act up after so many seconds."
 )
 def main(keep: Path | None, limit_s: float) -> None:
-    """Run jobs on a local stack, kill their machines, and compare what comes out with uninterrupted runs."""
+    """Run jobs on a local stack, kill their machines, and compare what comes out with uninterrupted runs.
+
+    Then run more on a simulated SaladCloud, whose nodes the scaler starts and stops.
+    """
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise click.BadParameter(CANNOT_KEEP, param_hint="--keep")
     console = Console(soft_wrap=True)

@@ -1,10 +1,11 @@
-"""The demo from start to end: servers, inputs, jobs, kills, comparison, verdict.
+"""The demo from start to end: servers, inputs, jobs, kills, comparison, a cloud that comes and goes, verdict.
 
 Limits: one machine plays all of them; the processes, signals, servers and files are real.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from kelpie_celery.client import Kelpie
 from kelpie_celery.clock import Clock, SystemClock
 from kelpie_celery.demo import inputs, plan, verify
 from kelpie_celery.demo.chaos import Chaos, by_signal
+from kelpie_celery.demo.cloud import Cloud
 from kelpie_celery.demo.plan import Plan
 from kelpie_celery.demo.reference import References
 from kelpie_celery.demo.table import Display
@@ -69,7 +71,7 @@ class Demo:
             KelpieError: Something could not be started, or ended by itself.
         """
         jobs, references = self._prepare()
-        stack, s3 = self._start_stack()
+        stack, s3, cloud = self._start_stack()
         kelpie = self._connect(stack)
         ids, gathered = self._submit(kelpie, jobs)
         chaos, watch = Chaos(plan.STRIKES, stack, self._clock), Watch()
@@ -83,9 +85,13 @@ class Demo:
             problems += verify.of_outputs(job.name, stored[job.name], references.outputs(job))
         problems += self._callback(gathered)
         _unsubscribe(gathered)
-        self._stop(stack)
         files = sum(len(found) for found in stored.values())
-        return Outcome(problems, self._summary(records, chaos, watch, references, files))
+        first_act = self._summary(records, chaos, watch, references, files)
+        self._send_home(stack)
+        ended = cloud.play(kelpie, self._limit_s)
+        problems += verify.of_cloud(ended)
+        self._stop(stack)
+        return Outcome(problems, f"{first_act}; {ended.summary}; in {self._display.elapsed_s:.0f} s")
 
     def close(self) -> None:
         """Kill whatever still runs; harmless when nothing does."""
@@ -108,7 +114,7 @@ class Demo:
         )
         return jobs, references
 
-    def _start_stack(self) -> tuple[LocalStack, S3Client]:
+    def _start_stack(self) -> tuple[LocalStack, S3Client, Cloud]:
         temporary = self._directory / "tmp"  # a worker that is killed leaves scratch files; they go with ours
         temporary.mkdir(parents=True)
         server = SeaweedServer(self._directory / "s3", bucket=plan.BUCKET, clock=self._clock)
@@ -122,13 +128,22 @@ class Demo:
         number = inputs.upload(s3, self._directory / "reference")
         self._display.say(f"{number} input files are on the storage")
         stack.start_servers()
-        for helper in ("control", "beat"):
-            stack.start_helper(helper)
+        cloud = self._start_cloud(stack)
+        stack.start_helper("control", env=cloud.env())
+        stack.start_helper("beat")
         for worker in range(1, plan.WORKERS + 1):
             stack.start_worker(worker, machine_id=f"machine-{worker}")
         stack.wait_ready()
         self._display.say(f"Redis, S3, control worker, beat and {plan.WORKERS} machines are up")
-        return stack, s3
+        return stack, s3, cloud
+
+    def _start_cloud(self, stack: LocalStack) -> Cloud:
+        """It is idle until its act comes; the control worker has to know of it from the start."""
+        connections = {name: value for name, value in stack.env().items() if not name.startswith("SALAD_")}
+        cloud = Cloud(self._directory / "salad", {**connections, **plan.LIVELY}, self._display, self._clock)
+        self._exits.append(cloud.stop)
+        cloud.start()
+        return cloud
 
     def _connect(self, stack: LocalStack) -> Kelpie:
         kelpie = Kelpie(settings=load_settings({**stack.env(), **plan.LIVELY}))
@@ -184,6 +199,13 @@ class Demo:
 
     # -- after ----------------------------------------------------------------------------------------------------
 
+    def _send_home(self, stack: LocalStack) -> None:
+        """The machines of the first act are not needed for the second."""
+        for number in list(stack.workers):
+            stack.kill_worker(number, signal.SIGTERM)
+        for number in list(stack.workers):
+            stack.stop_worker(number, STOP_S)
+
     def _stop(self, stack: LocalStack) -> None:
         self._display.say("stopping everything")
         stack.stop(STOP_S)
@@ -196,7 +218,7 @@ class Demo:
         return (
             f"{len(records)} jobs completed once each, {survived} interruptions survived ({kinds}), "
             f"{redone_s:.1f} s of work redone beside {needed_s:.0f} s needed, "
-            f"{files} output files bit for bit those of uninterrupted runs, in {self._display.elapsed_s:.0f} s"
+            f"{files} output files bit for bit those of uninterrupted runs"
         )
 
 

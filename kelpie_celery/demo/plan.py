@@ -1,4 +1,4 @@
-"""What the demo runs and whom it kills: jobs, where their data is, and the order of the strikes.
+"""What the demo runs and whom it kills: jobs, where their data is, the order of the strikes, and the second act.
 
 Limits: values only; nothing here starts anything.
 """
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kelpie_celery.scaling.rule import ScalingRule
 
 GROUP = "demo"
 BUCKET = "demo"
@@ -28,6 +30,7 @@ LIVELY = {
     "KELPIE_MAINTAIN_S": "1",
     "KELPIE_QUIET_S": "0.5",
     "KELPIE_COMMIT_INTERVAL_S": "1",
+    "KELPIE_SCALE_INTERVAL_S": "1",
 }
 # Several threads add numbers up in no fixed order, and would take the cores from each other.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -92,8 +95,8 @@ class Strike:
     """An interruption that is planned: this signal to the worker that runs this job.
 
     Attributes:
-        required: Whether the demo fails without it. The gathering is short, and no job follows that could be struck
-            in its stead.
+        required: Whether the demo fails without any of its signal. The gathering is short, and no job follows that
+            could be struck in its stead.
     """
 
     victim: str
@@ -145,3 +148,31 @@ def _block(number: int, sweeps: int) -> PlannedJob:
 def _training(hidden: int, epochs: int) -> PlannedJob:
     arguments = ("--hidden", str(hidden), "--epochs", str(epochs), "--seed", "3")
     return PlannedJob(f"train-{hidden}", "train.py", arguments, "input/spiral/", f"output/train/hidden-{hidden}/")
+
+
+# -- the second act --------------------------------------------------------------------------------------------------
+
+CLOUD_GROUP = "0d6c1f52-6d5e-4b0e-9b63-3f0c6f7f2a11"
+CLOUD_NAME = "demo-workers"
+CLOUD_JOBS, CLOUD_NODES = 24, 3
+CLOUD_FASTER = 40.0
+"""Times: a node that takes a minute to come is here after one or two seconds."""
+
+CLOUD_LOSS_S = 4.0
+"""One node vanishes so often, seconds."""
+
+CLOUD_RULE = ScalingRule(
+    container_group_id=CLOUD_GROUP, max_replicas=CLOUD_NODES, idle_threshold_seconds=2.0, scale_in_cooldown_s=300.0
+)
+
+
+def cloud_job(number: int) -> dict[str, Any]:
+    """A job of a second that computes nothing: the act is about nodes, and this machine has to play them all."""
+    return {
+        "command": "sleep",
+        "arguments": ["1"],
+        "container_group_id": CLOUD_GROUP,
+        "heartbeat_interval": 2,
+        "sync": {},
+        "tags": {"name": f"short-{number}"},
+    }

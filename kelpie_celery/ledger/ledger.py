@@ -1,23 +1,28 @@
 """The ledger's operations: one method a transition, each one Lua call, fenced by attempt and nonce.
 
 Limits: synchronous; redis-py's errors leave this module as ``LedgerUnavailable`` and nothing else. A call whose answer
-was lost may be made again: claim, renew, commit, end_attempt and done answer a repeat as they did the first time.
+was lost may be made again: claim, renew, commit, rollback, end_attempt and done answer a repeat as they did the first
+time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from redis import exceptions as redis_errors
-
-from kelpie_celery.errors import JobNotFound, LeaseLost, LedgerUnavailable
+from kelpie_celery.errors import JobNotFound, LeaseLost
 from kelpie_celery.ledger import keys
+from kelpie_celery.ledger.calls import mapped_errors, no_such_job
+from kelpie_celery.ledger.fleet import Fleet
+from kelpie_celery.ledger.lines import Lines
+from kelpie_celery.ledger.looks import Looks
+from kelpie_celery.ledger.machines import Machines
+from kelpie_celery.ledger.output import Output, output_args
 from kelpie_celery.ledger.records import JobRecord, parse_record
-from kelpie_celery.ledger.scripts import register, text
+from kelpie_celery.ledger.scripts import text
+from kelpie_celery.ledger.sums import SumsOfGroups
 from kelpie_celery.ledger.types import (
     Banned,
     Claim,
@@ -27,46 +32,22 @@ from kelpie_celery.ledger.types import (
     Granted,
     GroupCounts,
     NewJob,
+    NewOutput,
+    Pulsed,
     Refused,
     Renewal,
     Submitted,
     Tick,
-    Timings,
+    WorkerSign,
     compact,
     encodable,
 )
+from kelpie_celery.ledger.webhooks import Webhooks
 from kelpie_celery.lifecycle import Outcome, Phase, Status
 
-if TYPE_CHECKING:
-    from redis import Redis
 
-
-@contextmanager
-def _mapped_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except redis_errors.RedisError as e:
-        # The text of redis-py's errors names host and port, never the password.
-        raise LedgerUnavailable(
-            f"Redis did not {doing}: {type(e).__name__}: {e}; check that KELPIE_REDIS_URL points to a Redis that is up"
-        ) from e
-
-
-def _number(value: float) -> str:
-    return f"{value:.6f}"
-
-
-class Ledger:
+class Ledger(Lines, Fleet, Machines, Webhooks, Output, SumsOfGroups, Looks):
     """Every transition of a job, and the questions that may be asked of the records."""
-
-    def __init__(self, redis: Redis, timings: Timings | None = None) -> None:
-        self.redis = redis
-        self.timings = timings or Timings()
-        self._scripts = register(redis)
-
-    def _call(self, operation: str, doing: str, *args: Any, client: Any = None) -> Any:
-        with _mapped_errors(doing):
-            return self._scripts[operation](keys=[], args=list(args), client=client)
 
     # -- submit ---------------------------------------------------------------------------------------------------
 
@@ -82,7 +63,7 @@ class Ledger:
         """The same for many, in pipelines of ``batch``; each job is atomic, the whole is not."""
         answers: list[Submitted] = []
         for at in range(0, len(jobs), batch):
-            with _mapped_errors(f"take {len(jobs)} jobs"), self.redis.pipeline(transaction=False) as pipe:
+            with mapped_errors(f"take {len(jobs)} jobs"), self.redis.pipeline(transaction=False) as pipe:
                 for job in jobs[at : at + batch]:
                     self._scripts["submit"](keys=[], args=self._submit_args(job), client=pipe)
                 answers += [self._submitted(row) for row in pipe.execute()]
@@ -96,6 +77,7 @@ class Ledger:
         return [
             job.job_id, job.group, job.definition, job.message, queue, job.priority, job.heartbeat_s, job.max_failures,
             job.parents, job.delay_s, key, job.digest, drafts, job.name, job.submission,
+            job.webhook,
         ]  # fmt: skip
 
     @staticmethod
@@ -114,8 +96,9 @@ class Ledger:
     # -- an attempt's life ----------------------------------------------------------------------------------------
 
     def claim(
-        self, job_id: str, nonce: str, machine: str, worker: str, received_at: float | None, *, may_run: bool
-    ) -> Claim:
+        self, job_id: str, nonce: str, machine: str, worker: str, received_at: float | None, *, may_run: bool,
+        holder: str = "",
+    ) -> Claim:  # fmt: skip
         """Ask for a job.
 
         Args:
@@ -125,20 +108,23 @@ class Ledger:
             worker: This worker's Celery host name.
             received_at: When the message that led here was published, in seconds since the epoch.
             may_run: False where only Celery's bookkeeping is replayed.
+            holder: This worker as its pulse calls it (``WorkerSign.id``); one that drains is refused.
         """
         t = self.timings
-        received = _number(received_at) if received_at else ""
+        received = f"{received_at:.6f}" if received_at else ""
         row = self._call(
             "claim", f"answer the claim of job {job_id}", job_id, nonce, machine, worker, t.min_lease_s, received,
-            t.outbox_lease_s, t.ban_yield_s, t.machine_alive_s, "1" if may_run else "0",
+            t.outbox_lease_s, t.ban_yield_s, t.machine_alive_s, "1" if may_run else "0", holder,
         )  # fmt: skip
         what = text(row[0])
         if what == "granted":
             values = map(text, row[1:])
-            attempt, lease, now, definition, parents, failures, created, started, commit, continues, ran = values
+            (attempt, lease, now, definition, parents, failures, created, started, commit, continues, ran,
+             finished) = values  # fmt: skip
             return Granted(
                 FencingToken(job_id, int(attempt), nonce), float(lease), float(now), definition, parents,
                 int(failures), float(created), float(started), commit, int(continues), float(ran),
+                finished,
             )  # fmt: skip
         if what == "ended":
             return Ended(Status(text(row[1])), json.loads(text(row[2])), text(row[3]), text(row[4]))
@@ -146,29 +132,44 @@ class Ledger:
             return Banned(float(text(row[1])))
         return Refused(text(row[1]))
 
-    def renew(self, token: FencingToken, phase: Phase, progress: str = "", *, count: bool = True) -> Renewal:
+    def renew(
+        self, token: FencingToken, phase: Phase, progress: str = "", *, count: bool = True, transfer: str = "",
+        output: NewOutput | None = None,
+    ) -> Renewal:  # fmt: skip
         """Renew the lease.
+
+        Args:
+            token: The attempt.
+            phase: What it does now.
+            progress: What the job last said (JSON); empty when it said nothing new.
+            count: Whether this is a heartbeat, or an extra one because of news.
+            transfer: How the transfer under way goes (JSON of ``records.Transfer``); ``"{}"`` when it is over, empty
+                when nothing is new.
+            output: What its command wrote.
 
         Raises:
             LeaseLost: Another attempt owns the job, or it has ended.
         """
         row = self._call(
             "renew", f"renew the lease of job {token.job_id}", token.job_id, token.attempt, token.nonce, phase,
-            encodable(progress), "1" if count else "0",
+            encodable(progress), "1" if count else "0", transfer, *output_args(output),
         )  # fmt: skip
         if text(row[0]) != "ok":
             raise LeaseLost(f"attempt {token.attempt} of job {token.job_id} lost its lease: the job is {text(row[1])}")
         return Renewal(text(row[1]) == "1", float(text(row[2])), float(text(row[3])))
 
-    def commit(self, token: FencingToken, pointer: dict[str, Any]) -> None:
-        """Record the newest commit of an attempt.
+    def finished(self, token: FencingToken, result: Any) -> None:
+        """Keep the result of a command that succeeded, of which the report has yet to wait.
 
         Raises:
-            LeaseLost: The attempt does not own the job; nothing may follow from this commit.
+            LeaseLost: Another attempt owns the job, or it has ended.
         """
-        args = (token.job_id, token.attempt, token.nonce, compact(pointer))
-        if not self._call("commit", f"record a commit of job {token.job_id}", *args):
-            raise LeaseLost(f"attempt {token.attempt} of job {token.job_id} lost its lease before its commit")
+        row = self._call(
+            "finished", f"keep the result of job {token.job_id}", token.job_id, token.attempt, token.nonce,
+            compact(result),
+        )  # fmt: skip
+        if text(row[0]) != "ok":
+            raise LeaseLost(f"attempt {token.attempt} of job {token.job_id} lost its lease: the job is {text(row[1])}")
 
     def end_attempt(self, token: FencingToken, ending: Ending) -> str:
         """End an attempt; the ledger decides what becomes of the job.
@@ -180,12 +181,13 @@ class Ledger:
             LeaseLost: The attempt does not own the job; its ending has no effect.
         """
         t = self.timings
-        ban_s = t.ban_ttl_s if ending.outcome is Outcome.FAILURE else 0
+        ban_s = t.ban_ttl_s if ending.outcome in {Outcome.FAILURE, Outcome.FREE} else 0
         row = self._call(
             "end_attempt", f"end attempt {token.attempt} of job {token.job_id}", token.job_id, token.attempt,
             token.nonce, ending.outcome, ending.reason, encodable(ending.message), compact(ending.result),
             compact(ending.facts) if ending.facts else "", ending.delay_s, "1" if ending.final else "0",
-            t.outbox_lease_s, int(t.job_retention_s), ban_s,
+            t.outbox_lease_s, int(t.job_retention_s), ban_s, t.max_free, t.retry_max_s,
+            *output_args(ending.output),
         )  # fmt: skip
         if text(row[0]) == "stale":
             raise LeaseLost(f"attempt {token.attempt} of job {token.job_id} had lost its lease when it ended")
@@ -206,17 +208,33 @@ class Ledger:
         args = (job_id, encodable(why), int(self.timings.job_retention_s))
         answer = text(self._call("cancel", f"cancel job {job_id}", *args)[0])
         if answer == "unknown":
-            raise JobNotFound(f"no job has the id {job_id!r}; 'kelpie list' shows the ids that exist")
+            raise no_such_job(job_id)
         return answer
 
     def celery_done(self, job_id: str) -> bool:
         """Close the outbox of an ended job."""
         return bool(self._call("done", f"close the outbox of job {job_id}", job_id))
 
-    def pulse(self, group: str, machine: str, job_ids: Sequence[str], *, alive: bool) -> list[str]:
-        """Which of a worker's jobs are to be canceled; with ``alive`` the machine's sign of life is recorded."""
-        args = (group, machine, "1" if alive else "0", *job_ids)
-        return [text(row) for row in self._call("pulse", "answer a worker's pulse", *args)]
+    def pulse(
+        self, group: str, machine: str, job_ids: Sequence[str], *, alive: bool, sign: WorkerSign | None = None
+    ) -> Pulsed:
+        """What a worker should know within a second; with ``alive`` its sign of life is recorded."""
+        return self._pulse(group, machine, "1" if alive else "0", sign, job_ids)
+
+    def goodbye(self, group: str, machine: str, sign: WorkerSign) -> None:
+        """A worker ends in good order: it counts no more. What it still holds is counted by the records."""
+        self._pulse(group, machine, "bye", sign, ())
+
+    def _pulse(self, group: str, machine: str, what: str, sign: WorkerSign | None, job_ids: Sequence[str]) -> Pulsed:
+        s = sign or WorkerSign("", "", "", 0)
+        flags = ("1" if said else "0" for said in (s.settled, s.untold, s.by_hand))
+        args = (group, machine, what, s.id, s.name, s.instance, s.slots, *flags, *job_ids)
+        draining, streak, *cancel = map(text, self._call("pulse", "answer a worker's pulse", *args))
+        return Pulsed(tuple(cancel), draining == "1", int(float(streak)))
+
+    def hand_over(self, job_id: str) -> bool:
+        """Leave the outbox of an ended job to a process whose Redis user may do what this one's may not."""
+        return bool(self._call("hand_over", f"hand the outbox of job {job_id} over", job_id))
 
     def tick(self, group: str, *, uptime_s: float, saw_outage: bool, fresh: bool, limit: int = 10) -> Tick | None:
         """One bounded round of maintenance of a group; None when somebody did it a moment ago.
@@ -237,8 +255,9 @@ class Ledger:
         )  # fmt: skip
         if text(row[0]) == "busy":
             return None
-        reaped, promoted, republished, expired = (int(n) for n in row[2:6])
-        return Tick(float(text(row[1])), reaped, promoted, republished, expired, tuple(map(text, row[6:])))
+        promoted, republished, expired, reaped = (int(n) for n in row[2:6])
+        ids = tuple(map(text, row[6:]))
+        return Tick(float(text(row[1])), reaped, promoted, republished, expired, ids[reaped:], lost=ids[:reaped])
 
     def publish_once(self, task_id: str, queue_list: str, message: str, remember_s: float = 86400.0) -> bool:
         """Put a message on a broker list unless one was put there for this task id before."""
@@ -249,7 +268,7 @@ class Ledger:
 
     def group_of(self, job_id: str) -> str | None:
         """The container group of a job."""
-        with _mapped_errors(f"find job {job_id}"):
+        with mapped_errors(f"find job {job_id}"):
             group = self.redis.get(keys.where(job_id))
         return text(group) if group else None
 
@@ -261,7 +280,7 @@ class Ledger:
         """
         found = self._read([job_id], attempts=True)
         if not found:
-            raise JobNotFound(f"no job has the id {job_id!r}; 'kelpie list' shows the ids that exist")
+            raise no_such_job(job_id)
         return found[0]
 
     def get_many(self, job_ids: Sequence[str]) -> list[JobRecord]:
@@ -271,7 +290,7 @@ class Ledger:
     def _read(self, job_ids: Sequence[str], *, attempts: bool) -> list[JobRecord]:
         if not job_ids:
             return []
-        with _mapped_errors(f"read {len(job_ids)} records"):
+        with mapped_errors(f"read {len(job_ids)} records"):
             groups = self.redis.mget([keys.where(job_id) for job_id in job_ids])
             known = [(job_id, text(group)) for job_id, group in zip(job_ids, groups, strict=True) if group]
             with self.redis.pipeline(transaction=True) as pipe:
@@ -295,7 +314,7 @@ class Ledger:
         group = self.group_of(job_id)
         if group is None:
             return None
-        with _mapped_errors(f"read job {job_id}"):
+        with mapped_errors(f"read job {job_id}"):
             status = self.redis.hget(keys.job(group, job_id), "status")
         return Status(text(status)) if status else None
 
@@ -304,7 +323,7 @@ class Ledger:
         group = self.group_of(job_id)
         if group is None:
             return None
-        with _mapped_errors(f"read job {job_id}"):
+        with mapped_errors(f"read job {job_id}"):
             definition = self.redis.hget(keys.job(group, job_id), "definition")
         return text(definition) if definition else None
 
@@ -313,18 +332,18 @@ class Ledger:
         group = self.group_of(job_id)
         if group is None:
             return None
-        with _mapped_errors(f"read job {job_id}"):
+        with mapped_errors(f"read job {job_id}"):
             message = self.redis.hget(keys.job(group, job_id), "message")
         return text(message) if message else None
 
     def groups(self) -> list[str]:
         """Every container group that ever had a job, by name."""
-        with _mapped_errors("list the groups"):
+        with mapped_errors("list the groups"):
             return sorted(text(group) for group in self.redis.smembers(keys.GROUPS))
 
     def counts(self, group: str) -> GroupCounts:
         """How many jobs of a group stand where, in constant time."""
-        with _mapped_errors(f"count group {group}"), self.redis.pipeline(transaction=True) as pipe:
+        with mapped_errors(f"count group {group}"), self.redis.pipeline(transaction=True) as pipe:
             for name in ("pending", "delayed", "running"):
                 pipe.zcard(keys.index(group, name))
             pipe.hgetall(keys.counts(group))
@@ -339,17 +358,11 @@ class Ledger:
 
     def ids(self, group: str, index: str, start: int, stop: int, *, newest_first: bool = False) -> list[str]:
         """Ids from one of the group's indexes (``keys.index``), from ``start`` to ``stop`` inclusive."""
-        with _mapped_errors(f"list group {group}"):
+        with mapped_errors(f"list group {group}"):
             rows = self.redis.zrange(keys.index(group, index), start, stop, desc=newest_first)
         return [text(row) for row in rows]
 
     def uptime_s(self) -> float:
         """How long the Redis server has been up, in seconds."""
-        with _mapped_errors("tell its uptime"):
+        with mapped_errors("tell its uptime"):
             return float(self.redis.info("server")["uptime_in_seconds"])
-
-    def server_time(self) -> float:
-        """The server's clock: seconds since the epoch."""
-        with _mapped_errors("tell its time"):
-            seconds, micros = self.redis.time()
-        return float(seconds) + float(micros) / 1e6

@@ -15,7 +15,17 @@ from kelpie_celery.lifecycle import Phase, Status
 
 
 class AttemptRecord(BaseModel):
-    """One try of a job on one machine. Times are seconds since the epoch by Redis's clock."""
+    """One try of a job on one machine. Times are seconds since the epoch by Redis's clock.
+
+    Attributes:
+        restore_s: Seconds from the claim to the command's start; this and what follows once the attempt has ended.
+        execute_s: How long the command ran.
+        sync_s: From there to the end: the last checkpoint, the outputs, the report.
+        lost_s: What of ``execute_s`` was after the last checkpoint, and is to be done again; 0 when it completed.
+        silent_s: Of a silent death: from the last sign of life until the lease was over.
+        commits: How many checkpoints it had stored when it ended; None: not recorded.
+        committed: When the last one was; None for none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -30,6 +40,13 @@ class AttemptRecord(BaseModel):
     message: str | None = None
     exit_code: int | None = None
     signal: int | None = None
+    restore_s: float | None = None
+    execute_s: float | None = None
+    sync_s: float | None = None
+    lost_s: float | None = None
+    silent_s: float | None = None
+    commits: int | None = None
+    committed: float | None = None
 
 
 class Progress(BaseModel):
@@ -41,10 +58,29 @@ class Progress(BaseModel):
     message: str | None = None
 
 
+class Transfer(BaseModel):
+    """A transfer of a running attempt that is under way.
+
+    Attributes:
+        stage: ``restore``, ``commit``, ``plain`` or ``outputs``.
+        total_bytes: To be moved in all; 0 when it is not known.
+        left_s: How long it will take from now, in seconds, if it goes on as it does.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    stage: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    rate_bytes_s: float = 0.0
+    left_s: float | None = None
+
+
 class JobRecord(BaseModel):
     """A job's record. Times are seconds since the epoch by Redis's clock.
 
-    ``reason`` and ``message`` tell of the last failure, also while another try is pending or running.
+    ``reason`` and ``message`` tell of the last failure, also while another try is pending or running. ``committed`` is
+    when the last checkpoint was stored, ``committed_in`` in which attempt if that is the last one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,15 +101,19 @@ class JobRecord(BaseModel):
     machine_id: str | None = None
     worker: str | None = None
     num_failures: int = 0
+    num_free: int = 0
     num_interruptions: int = 0
     num_heartbeats: int = 0
     num_commits: int = 0
+    committed: float | None = None
+    committed_in: int | None = None
     max_failures: int = 0
     completions: int = 0
     cancel_requested: bool = False
     reason: str | None = None
     message: str | None = None
     progress: Progress | None = None
+    transfer: Transfer | None = None
     commit: dict[str, Any] | None = None
     result: Any = None
     celery_done: bool = False
@@ -122,15 +162,19 @@ def parse_record(
         machine_id=h.get("machine"),
         worker=h.get("worker"),
         num_failures=int(h.get("num_failures", 0)),
+        num_free=int(h.get("num_free", 0)),
         num_interruptions=int(h.get("num_interruptions", 0)),
         num_heartbeats=int(h.get("num_heartbeats", 0)),
         num_commits=int(h.get("num_commits", 0)),
+        committed=_float(h.get("committed_at")),
+        committed_in=int(h["committed_in"]) if h.get("committed_in") else None,
         max_failures=int(h.get("max_failures", 0)),
         completions=int(h.get("completions", 0)),
         cancel_requested="cancel" in h,
         reason=h.get("reason") or None,
         message=h.get("message_text") or None,
         progress=_json(h.get("progress")),
+        transfer=_json(h.get("transfer")) if running else None,
         commit=_json(h.get("commit")),
         result=_json(h.get("result")),
         celery_done=h.get("celery_done") == "1",

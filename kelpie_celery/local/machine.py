@@ -11,6 +11,8 @@ from kelpie_celery.local import binaries
 
 # What the surrounding environment must not bring in: it would speak to another Redis, as another machine.
 _FOREIGN = ("SALAD_", "CELERY_", "FLOWER_")
+# What the scaler is told, and nobody else: the key of SaladCloud is for the control worker alone.
+_SCALER = ("SALAD_API_KEY", "SALAD_ORGANIZATION_NAME", "SALAD_ORGANIZATION", "SALAD_PROJECT_NAME", "SALAD_PROJECT")
 _OUR_OWN = frozenset({"KELPIE_REDIS_URL", "KELPIE_READY_FILE", binaries.REDIS_VARIABLE, binaries.WEED_VARIABLE})
 
 
@@ -53,6 +55,11 @@ def inherited(environ: Mapping[str, str], *, own_storage: bool) -> dict[str, str
     """
     foreign = (*_FOREIGN, "AWS_") if own_storage else _FOREIGN
     return {k: v for k, v in environ.items() if not k.startswith(foreign) and k not in _OUR_OWN}
+
+
+def for_the_scaler(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the control worker may see besides: which SaladCloud it scales on, and by whose key."""
+    return {name: environ[name] for name in _SCALER if name in environ}
 
 
 def made(directory: Path) -> Path:

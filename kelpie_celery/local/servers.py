@@ -35,6 +35,7 @@ REDIS_STOP_S = 10.0
 S3_STOP_S = 5.0  # weed takes 2 s; one time in seven it hangs, and what it acknowledged survives a SIGKILL
 Fsync = Literal["always", "everysec", "no"]
 REGION = "us-east-1"  # SeaweedFS takes any
+_VOLUMES = 10_000
 
 
 class ValkeyServer(Server):
@@ -216,6 +217,8 @@ class SeaweedServer(Server):
             ports[f"{listener}.grpc"] = self.port_at(index) + TWIN
         return {
             "dir": self.directory / "data",
+            # By itself it allows one for each free gigabyte, and each bucket takes one or more.
+            "volume.max": _VOLUMES,
             "ip": LOOPBACK,
             "ip.bind": LOOPBACK,
             **ports,

@@ -20,7 +20,7 @@ from kelpie_celery.clock import Clock, SystemClock
 from kelpie_celery.local import binaries, envfile
 from kelpie_celery.local.errors import LocalStackError
 from kelpie_celery.local.flower import FlowerServer
-from kelpie_celery.local.machine import Machine, inherited, made
+from kelpie_celery.local.machine import Machine, for_the_scaler, inherited, made
 from kelpie_celery.local.processes import POLL_S, ManagedProcess
 from kelpie_celery.local.server import Server
 from kelpie_celery.local.servers import Fsync, SeaweedServer, ValkeyServer
@@ -149,8 +149,13 @@ class LocalStack:
         server.start(self._cancelled)
         self._on_step(server.name, server.ready_s)
 
-    def start_helper(self, name: str) -> ManagedProcess:
-        """Start ``control`` or ``beat``; does not wait until it is ready."""
+    def start_helper(self, name: str, *, env: Mapping[str, str] | None = None) -> ManagedProcess:
+        """Start ``control`` or ``beat``; does not wait until it is ready.
+
+        Args:
+            name: Which.
+            env: More environment for it: which SaladCloud it scales on, say. By default the surrounding one tells.
+        """
         celery = [sys.executable, "-m", "celery", "-A", "kelpie_celery"]
         command = {
             "control": [*celery, "worker", "-Q", CONTROL_QUEUE, "-n", "control@%h", *QUIET],
@@ -158,7 +163,9 @@ class LocalStack:
             "beat": [*celery, "beat", "--pidfile="],
         }[name]
         # Only a worker tells when it is ready.
-        return self._launch(name, command, {}, self.directory / name, ready_file=name == "control")
+        own = for_the_scaler(os.environ) if name == "control" else {}
+        full = {**own, **(env or {})}
+        return self._launch(name, command, full, self.directory / name, ready_file=name == "control")
 
     def start_worker(
         self,

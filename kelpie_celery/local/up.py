@@ -87,8 +87,8 @@ def counted_signals() -> Iterator[Signals]:
 
 
 @contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Hold a directory against other stacks.
+def alone_in(directory: Path, command: str = "kelpie up") -> Iterator[None]:
+    """Hold a directory against others that are run by the same command.
 
     Raises:
         LocalStackError: Another one holds it.
@@ -101,7 +101,7 @@ def alone_in(directory: Path) -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise LocalStackError(
-                f"another 'kelpie up' (pid {holder}) runs in {directory}; stop it, or give another --dir"
+                f"another '{command}' (pid {holder}) runs in {directory}; stop it, or give another --dir"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -90,6 +90,23 @@ def stack(shared_stack: SharedStack, s3_server: SeaweedServer) -> Iterator[Stack
     s3_server.resume()
 
 
+@pytest.fixture(scope="module")
+def flower_stack(tmp_path_factory: pytest.TempPathFactory, s3_server: SeaweedServer) -> Iterator[Stack]:
+    """One worker, control worker and Flower; a job that failed waits for an hour before it is tried again."""
+    stack = Stack(
+        tmp_path_factory.mktemp("flower"),
+        s3_server,
+        workers=1,
+        flower=True,
+        bucket=f"flower-{uuid.uuid4().hex[:12]}",
+        env={"KELPIE_RETRY_BASE_S": "3600", "KELPIE_RETRY_MAX_S": "3600"},
+    )
+    try:
+        yield stack.start()
+    finally:
+        stack.close()
+
+
 @pytest.fixture
 def prefix() -> str:
     """A prefix of this test alone, in the stack's bucket."""

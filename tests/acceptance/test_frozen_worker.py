@@ -20,6 +20,7 @@ from tests.harness.looking import (
 from tests.harness.stack import Stack
 
 LARGE_BYTES = 3_000_000
+LEASE_S = 3.0
 # Every attempt leaves other bytes. The first one goes on writing where its worker is to be frozen while it runs.
 SCRIPT = f"""
     echo "attempt $KELPIE_ATTEMPT" > $CHECKPOINT_DIR/who
@@ -88,6 +89,7 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_and_kills_its_
     number = stack.worker_of(frozen.id)
     processes = processes_of(frozen.id)
     stack.local.worker(number).pause()
+    paused = time.monotonic()
     record = frozen.wait_taken_over()
     assert [(a.outcome, a.reason) for a in record.attempts] == [
         ("interruption", "lease_expired"),
@@ -102,6 +104,7 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing_and_kills_its_
     written = late.read_text()
     stack.wait("the command goes on", lambda: late.read_text() != written)
 
+    stack.wait("three leases are over", lambda: time.monotonic() - paused > 3 * LEASE_S)
     began = time.monotonic()
     stack.local.worker(number).resume()
     frozen.wait_given_up(number)

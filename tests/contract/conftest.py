@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kelpie_celery.local.servers import SeaweedServer
-from kelpie_celery.patterns import compile_pattern
-from kelpie_celery.transfers import Role, Stage
-from kelpie_worker.sync.bodies import BytesBody
-from kelpie_worker.sync.config import StorageConfig
-from kelpie_worker.sync.object_store import ObjectStore
-from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.store import open_store
-from tests.contract.fakes_s3 import HandFence, MemoryStore
+from tests.contract.desk import Desk
+from tests.contract.fakes_s3 import BatchingMemory, HandFence, MemoryStore
+from tests.contract.shelf import Shelf, Versions, config_of
 
-
-def config_of(env: dict[str, str], **changes: int) -> StorageConfig:
-    """The configuration of a local server."""
-    return StorageConfig(
-        endpoint_url=env["AWS_ENDPOINT_URL"],
-        access_key=env["AWS_ACCESS_KEY_ID"],
-        secret_key=env["AWS_SECRET_ACCESS_KEY"],
-        **changes,  # type: ignore[arg-type]  # all of the tests' are numbers
-    )
-
-
-@dataclass
-class Shelf:
-    """A storage with an empty bucket, and short ways to look at it."""
-
-    store: ObjectStore
-    bucket: str
-    fence: HandFence
-
-    async def seed(self, key: str, data: bytes = b"") -> None:
-        await self.store.put(self.bucket, key, BytesBody(data), HandFence())
-
-    async def content(self, key: str) -> bytes:
-        found = await self.store.head(self.bucket, key)
-        assert found is not None, f"{key} is not there"
-        data = bytearray()
-
-        async def take(chunk: bytes) -> None:
-            data.extend(chunk)
-
-        await self.store.fetch(self.bucket, key, take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes)
-        return bytes(data)
-
-    async def keys(self, prefix: str = "") -> list[str]:
-        return sorted([found.key async for found in self.store.list(self.bucket, prefix)])
-
-    def block(
-        self, path: Path, prefix: str = "p/", *, role: Role = "checkpoint", stage: Stage = "during",
-        pattern: str | None = None,
-    ) -> Placed:  # fmt: skip
-        compiled = compile_pattern(pattern) if pattern else None
-        return Placed(stage, role, self.bucket, prefix, path, compiled)
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 
 @pytest.fixture
@@ -76,12 +32,30 @@ def shelf_bucket(s3_server: SeaweedServer) -> str:
     return bucket
 
 
+@pytest.fixture
+def versions(shelf: Shelf, request: pytest.FixtureRequest) -> Iterator[Versions]:
+    """Lets the bucket keep versions; what it keeps is deleted at the end."""
+    bucket = shelf.bucket
+    if isinstance(shelf.store, MemoryStore):
+        memory = shelf.store
+        memory.versioned.add(bucket)
+        yield lambda: sorted([*memory.objects[bucket], *memory.versions[bucket]])
+        return
+    s3: S3Client = request.getfixturevalue("s3")
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    yield lambda: sorted(found["Key"] for found in s3.list_object_versions(Bucket=bucket).get("Versions", []))
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    kept = s3.list_object_versions(Bucket=bucket)
+    for found in [*kept.get("Versions", []), *kept.get("DeleteMarkers", [])]:
+        s3.delete_object(Bucket=bucket, Key=found["Key"], VersionId=found["VersionId"])
+
+
 @pytest.fixture(params=["memory", "seaweed"])
 async def shelf(request: pytest.FixtureRequest, fence: HandFence) -> AsyncIterator[Shelf]:
     """A storage with an empty bucket."""
     if request.param == "memory":
         bucket = f"memory-{uuid.uuid4().hex[:8]}"
-        yield Shelf(MemoryStore(bucket), bucket, fence)
+        yield Shelf(BatchingMemory(bucket), bucket, fence)
         return
     bucket, s3 = request.getfixturevalue("shelf_bucket"), request.getfixturevalue("s3")
     async with open_store(config_of(request.getfixturevalue("s3_server").env(), page_keys=50)) as store:
@@ -96,3 +70,15 @@ async def shelf(request: pytest.FixtureRequest, fence: HandFence) -> AsyncIterat
 def memory() -> MemoryStore:
     """A storage in memory, for what a real server cannot be brought to do."""
     return MemoryStore("bucket")
+
+
+@pytest.fixture
+async def desk(shelf: Shelf, tmp_path: Path) -> Desk:
+    """A machine, on a storage in memory and on a real one."""
+    return Desk(tmp_path / "desk", shelf)
+
+
+@pytest.fixture
+async def of_memory(memory: MemoryStore, fence: HandFence, tmp_path: Path) -> Desk:
+    """A machine on a storage in memory alone, which is ``memory``."""
+    return Desk(tmp_path / "desk", Shelf(memory, "bucket", fence))

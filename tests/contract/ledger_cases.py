@@ -24,6 +24,9 @@ from kelpie_celery.ledger.types import (
     Ending,
     FencingToken,
     Granted,
+    Line,
+    LineAddress,
+    NewCommit,
     NewJob,
     Submitted,
     Tick,
@@ -104,16 +107,28 @@ class Record:
 
 
 @dataclass
+class LinePicture:
+    """One line of commits: its head, and (generation, id) of the kept and the dropped ones."""
+
+    head: str
+    generation: int
+    kept: list[tuple[int, str]]
+    dropped: list[tuple[int, str]]
+
+
+@dataclass
 class Picture:
     """The whole ledger at one moment."""
 
     records: dict[str, Record]
     indexes: dict[str, dict[str, set[str]]]
     counts: dict[str, dict[str, int]]
+    lines: dict[str, LinePicture]
 
 
 def take_picture(redis: Redis) -> Picture:
-    """Two round trips, however many records there are."""
+    """Three round trips, however many records there are."""
+    line_keys = [text(key) for key in redis.scan_iter("kelpie:line:*", count=1000)]
     found = [text(key).split(":", 4) for key in redis.scan_iter("kelpie:g:*:job:*", count=1000)]
     groups = sorted({parts[2] for parts in found})
     pipe = redis.pipeline(transaction=True)
@@ -125,8 +140,10 @@ def take_picture(redis: Redis) -> Picture:
         for name in SETS:
             pipe.zrange(keys.index(group, name), 0, -1)
         pipe.hgetall(keys.counts(group))
+    for key in line_keys:
+        pipe.hmget(key, "head", "generation", "kept", "dropped", "num_dropped")
     rows = iter(pipe.execute())
-    picture = Picture({}, {}, {})
+    picture = Picture({}, {}, {}, {})
     for _, _, group, _, job_id in found:
         fields = {name: text(v) for name, v in zip(FIELDS, next(rows), strict=True) if v is not None}
         last, where = next(rows), next(rows)
@@ -134,6 +151,11 @@ def take_picture(redis: Redis) -> Picture:
     for group in groups:
         picture.indexes[group] = {name: {text(m) for m in next(rows)} for name in SETS}
         picture.counts[group] = {text(k): int(v) for k, v in next(rows).items()}
+    for key in line_keys:
+        head, generation, kept, dropped, num_dropped = map(text, next(rows))
+        commits = [[(c["generation"], c["id"]) for c in json.loads(entries)] for entries in (kept, dropped)]
+        assert len(commits[1]) == int(num_dropped)
+        picture.lines[key] = LinePicture(head, int(generation), *commits)
     return picture
 
 
@@ -153,6 +175,11 @@ class WatchedLedger(Ledger):
     def forget_what_was_seen(self) -> None:
         """The database was changed behind the ledger's back."""
         self._seen = take_picture(self.redis)
+
+    @property
+    def seen_lines(self) -> dict[str, LinePicture]:
+        """The lines as they were after the last call."""
+        return self._seen.lines
 
     def server_time(self) -> float:
         seconds, micros = self.redis.hmget(CLOCK_KEY, "s", "us")
@@ -181,6 +208,8 @@ class WatchedLedger(Ledger):
                 steps.insert(1, Status.RUNNING)  # a late ending takes the job back from the reaper first
             for step in pairwise(steps):
                 self._judge(job_id, *step)
+        for key, was_line in before.lines.items():
+            judge_line(operation, was_line, self._seen.lines[key])
 
     def _judge(self, job_id: str, before: Status | None, after: Status | None) -> None:
         if before == after:
@@ -192,6 +221,27 @@ class WatchedLedger(Ledger):
             assert before.ended, f"{job_id} was deleted while {before}"
         else:
             assert may_follow(before, after), f"{job_id} went from {before} to {after}"
+
+
+def judge_line(operation: str, before: LinePicture, after: LinePicture) -> None:
+    """A line only goes on: no call takes its head back, brings back what was dropped, or forgets it silently."""
+    if operation in ("commit", "rollback"):
+        assert after.generation >= before.generation, "the head went back to an older generation"
+        assert set(before.kept) <= {*after.kept, *after.dropped}, "a kept commit vanished"
+        assert not set(before.dropped) & set(after.kept), "a dropped commit came back"
+        assert (before.head != after.head) == (after.generation > before.generation)
+    else:
+        assert (before.head, before.kept) == (after.head, after.kept), f"{operation} moved a line"
+        assert operation == "collected" or before.dropped == after.dropped
+
+
+def _check_line(line: LinePicture) -> None:
+    generations = [generation for generation, _ in line.kept]
+    assert generations == sorted(set(generations)), "kept out of order"
+    assert line.kept[-1] == (line.generation, line.head), "the head is the newest of the kept commits"
+    assert len(line.kept) <= 27
+    assert len(line.dropped) <= 1000
+    assert not set(line.kept) & set(line.dropped)
 
 
 def check(picture: Picture) -> None:
@@ -208,6 +258,8 @@ def check(picture: Picture) -> None:
             assert counts.get(status, 0) == sum(r.is_job and r.status is status for r in mine.values()), status
     for job_id, record in picture.records.items():
         _check_record(job_id, record)
+    for line in picture.lines.values():
+        _check_line(line)
 
 
 def _check_record(job_id: str, record: Record) -> None:
@@ -291,6 +343,17 @@ class World:
         for machine in machines:
             self.ledger.pulse(GROUP, machine, [], alive=True)
 
+    def commit(
+        self, token: FencingToken, generation: int, *prefixes: str, why: str = "quiet", base: str = ""
+    ) -> list[Line]:
+        """Commit to lines, as an attempt does that restored from ``base``."""
+        commits = [new_commit(token, generation, prefix, why=why, base=base) for prefix in prefixes or ("ck/",)]
+        return self.ledger.commit(token, commits, {"why": why})
+
+    def line(self, prefix: str = "ck/") -> Line:
+        [line] = self.ledger.lines([address(prefix)])
+        return line
+
     # -- maintenance -------------------------------------------------------------------------------------------------
 
     def tick(self, **given: Any) -> Tick:
@@ -314,6 +377,7 @@ class World:
             republished=sum(t.republished for t in ticks),
             expired=sum(t.expired for t in ticks),
             outbox=tuple(job_id for t in ticks for job_id in t.outbox),
+            lost=tuple(job_id for t in ticks for job_id in t.lost),
         )
 
     def field(self, job_id: str, name: str, group: str = GROUP) -> str | None:
@@ -322,6 +386,24 @@ class World:
 
     def score(self, index: str, job_id: str = "j1") -> float | None:
         return self.redis.zscore(keys.index(GROUP, index), job_id)
+
+
+def address(prefix: str = "ck/") -> LineAddress:
+    return LineAddress("https://s3.example", "bucket", prefix)
+
+
+def commit_id(token: FencingToken, generation: int) -> str:
+    return f"{generation:010}-{token.attempt}-{token.nonce[:8]}"
+
+
+def new_commit(
+    token: FencingToken, generation: int, prefix: str = "ck/", *, why: str = "quiet", base: str = ""
+) -> NewCommit:
+    name = commit_id(token, generation)
+    manifest = f"{prefix}.kelpie/commits/{name}.json.zst"
+    return NewCommit(
+        address(prefix), name, generation, manifest, why, files=3, bytes=10**15 + 7, sent_bytes=5, base=base
+    )
 
 
 def completed(result: Any = None, **given: Any) -> Ending:

@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - fixtures are imported by name
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -255,6 +256,38 @@ def test_a_heartbeat_without_news_leaves_the_progress_as_it_is(w: World) -> None
     assert progress.progress == 0.1
 
 
+def transfer(w: World) -> float | None:
+    """How much of a transfer under way is done; None without one."""
+    found = w.ledger.get("j1").transfer
+    return found.done_bytes if found else None
+
+
+def test_a_heartbeat_tells_of_the_transfer_under_way_until_it_is_over(w: World) -> None:
+    w.submit()
+    token = w.claim()
+    w.ledger.renew(token, Phase.RESTORING, transfer='{"stage":"restore","done_bytes":5}')
+    assert transfer(w) == 5
+    w.ledger.renew(token, Phase.RESTORING, '{"progress":0.1}')
+    assert transfer(w) == 5, "nothing new"
+    w.ledger.renew(token, Phase.EXECUTING, transfer="{}")
+    assert transfer(w) is None
+
+
+@pytest.mark.parametrize("how", ["ended", "reaped"])
+def test_a_transfer_ends_with_its_attempt(w: World, how: str) -> None:
+    w.submit()
+    token = w.start()
+    w.ledger.renew(token, Phase.EXECUTING, transfer='{"stage":"commit","done_bytes":5}')
+    if how == "ended":
+        w.ledger.end_attempt(token, interruption())
+    else:
+        w.wait(31)
+    assert w.field("j1", "transfer") is None
+    w.redis.hset(keys.job(GROUP, "j1"), "transfer", '{"done_bytes":6}')  # left by a ledger that lost its last writes
+    w.claim()
+    assert transfer(w) is None
+
+
 def test_a_heartbeat_tells_of_a_cancel(w: World) -> None:
     w.submit()
     token = w.claim()
@@ -353,9 +386,9 @@ def test_an_attempt_that_gave_its_job_back_cannot_renew_it_though_the_one_before
 def test_a_commit_is_recorded_and_handed_to_the_next_attempt(w: World) -> None:
     w.submit()
     token = w.start()
-    w.ledger.commit(token, {"n": 1})
-    w.ledger.commit(token, {"n": 2})
-    w.ledger.commit(token, {"n": 2})
+    w.ledger.commit(token, [], {"n": 1})
+    w.ledger.commit(token, [], {"n": 2})
+    w.ledger.commit(token, [], {"n": 2})
     record = w.ledger.get("j1")
     assert (record.commit, record.num_commits) == ({"n": 2}, 2), "a repeat is one commit"
     w.ledger.end_attempt(token, interruption())
@@ -368,7 +401,7 @@ def test_a_commit_after_the_reaper_came_takes_the_job_back_when_nobody_claimed_i
     w.submit()
     token = w.start()
     assert w.wait(31).reaped == 1
-    w.ledger.commit(token, {"n": 1})
+    w.ledger.commit(token, [], {"n": 1})
     record = w.ledger.get("j1")
     assert (record.status, record.num_interruptions, record.commit) == (Status.RUNNING, 0, {"n": 1})
 
@@ -380,7 +413,7 @@ def test_a_commit_of_a_stale_attempt_is_refused(w: World) -> None:
     new = w.start(machine="m2")
     for stale in (old, other(new), FencingToken("nope", 1, "n")):
         with pytest.raises(LeaseLost):
-            w.ledger.commit(stale, {"n": 1})
+            w.ledger.commit(stale, [], {"n": 1})
     assert w.ledger.get("j1").commit is None
 
 
@@ -391,7 +424,7 @@ def test_completion_ends_the_job_with_its_result(w: World) -> None:
     w.submit()
     token = w.start()
     w.clock.advance(5)
-    facts = {"exit_code": 0, "bytes_up": 123456789012, "restore_s": 0.25}
+    facts = {"exit_code": 0, "bytes_up": 123456789012, "warm_up_s": 0.25}
     assert w.ledger.end_attempt(token, completed({"ok": True}, facts=facts)) == "completed"
     record = w.ledger.get("j1")
     assert (record.status, record.result, record.ended) == (Status.COMPLETED, {"ok": True}, START + 5)
@@ -399,7 +432,7 @@ def test_completion_ends_the_job_with_its_result(w: World) -> None:
     [attempt] = record.attempts
     assert (attempt.outcome, attempt.exit_code, attempt.ended) == (Outcome.COMPLETED, 0, START + 5)
     assert (attempt.model_extra or {})["bytes_up"] == 123456789012
-    assert (attempt.model_extra or {})["restore_s"] == 0.25
+    assert (attempt.model_extra or {})["warm_up_s"] == 0.25
 
 
 def test_a_failure_is_counted_and_tried_again_after_its_delay(w: World) -> None:
@@ -606,6 +639,37 @@ def test_the_running_time_of_an_attempt_that_has_its_job_back_counts_once(w: Wor
     assert ran_s(w) == 60
 
 
+def test_a_final_upload_is_no_running_time_however_the_attempt_ends(w: World) -> None:
+    """Given a storage that is away, so that uploads last for hours: that must not use up a ``total_timeout``."""
+    w.submit()
+    token = w.start()
+    w.clock.advance(10)
+    w.ledger.renew(token, Phase.UPLOADING)
+    w.clock.advance(20)
+    w.ledger.renew(token, Phase.UPLOADING)
+    w.ledger.end_attempt(token, interruption())
+    assert ran_s(w) == 10
+    token = FencingToken("j1", 2, "nonce2")
+    w.ledger.renew(token, Phase.EXECUTING)
+    w.clock.advance(5)
+    w.ledger.renew(token, Phase.UPLOADING)
+    w.clock.advance(20)
+    w.ledger.renew(token, Phase.UPLOADING)
+    w.wait(31)  # a silent death
+    w.ledger.renew(token, Phase.UPLOADING)  # of which it comes back
+    w.clock.advance(20)
+    w.ledger.end_attempt(token, interruption())
+    assert ran_s(w) == 15
+
+
+def test_a_worker_that_dies_while_it_only_uploads_does_not_poison_its_job(w: World) -> None:
+    w.submit()
+    for _ in range(w.ledger.timings.poison_deaths + 1):
+        w.ledger.renew(w.start(), Phase.UPLOADING)
+        w.wait(31)
+    assert w.ledger.get("j1").status is Status.PENDING
+
+
 # -- publish -------------------------------------------------------------------------------------------------------
 
 
@@ -666,3 +730,47 @@ def test_real_leases_run_by_the_servers_own_clock(real_redis: Redis) -> None:
     assert reaped == 1
     assert real_redis.zcard(keys.index(GROUP, "pending")) == 1
     assert ledger.uptime_s() >= 0
+
+
+# -- a result that is yet to be reported ----------------------------------------------------------------------------
+
+
+def test_a_result_that_could_not_be_reported_is_given_to_the_next_attempt(w: World) -> None:
+    w.submit()
+    token = w.claim(nonce="n1")
+    w.ledger.renew(token, Phase.UPLOADING)
+    w.ledger.finished(token, {"exit_code": 0})
+    w.ledger.finished(token, {"exit_code": 0})
+    assert w.ledger.get("j1").status is Status.RUNNING
+    w.clock.advance(3600)
+    w.tick()
+    answer = w.ask(machine="m2")
+    assert isinstance(answer, Granted)
+    assert (answer.token.attempt, json.loads(answer.finished)) == (2, {"exit_code": 0})
+
+
+def test_only_the_attempt_that_owns_the_job_keeps_a_result(w: World) -> None:
+    w.submit()
+    token = w.claim(nonce="n1")
+    with pytest.raises(LeaseLost):
+        w.ledger.finished(other(token), {"exit_code": 0})
+    w.clock.advance(3600)
+    w.tick()
+    second = w.claim(machine="m2", nonce="n2")
+    with pytest.raises(LeaseLost):
+        w.ledger.finished(token, {"exit_code": 0})
+    w.ledger.end_attempt(second, completed())
+    with pytest.raises(LeaseLost):
+        w.ledger.finished(second, {"exit_code": 0})
+
+
+def test_an_attempt_that_was_reaped_and_finishes_has_its_job_back(w: World) -> None:
+    w.submit()
+    token = w.claim(nonce="n1")
+    w.clock.advance(3600)
+    w.tick()
+    assert w.ledger.get("j1").status is Status.PENDING
+    w.ledger.finished(token, {"exit_code": 0})
+    assert w.ledger.get("j1").status is Status.RUNNING
+    w.ledger.end_attempt(token, completed())
+    assert w.ledger.get("j1").status is Status.COMPLETED

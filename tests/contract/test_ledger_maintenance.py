@@ -48,6 +48,18 @@ def test_a_job_whose_lease_ran_out_goes_back_to_its_queue(w: World) -> None:
     assert w.ledger.counts(GROUP) == GroupCounts(pending=1)
 
 
+def test_a_tick_names_who_was_lost_apart_from_whose_end_is_to_be_told(w: World) -> None:
+    for job_id in ("lost", "canceled"):
+        w.submit(job_id)
+        w.start(job_id)
+    w.ledger.cancel("canceled", "by the user")
+    told = w.wait(31)
+    assert (told.reaped, set(told.lost)) == (2, {"lost", "canceled"})
+    assert "lost" not in told.outbox
+    assert w.ledger.get("lost").status == "pending"
+    assert w.ledger.get("canceled").status == "canceled"
+
+
 def test_what_is_renewed_is_not_reaped(w: World) -> None:
     w.submit()
     token = w.start()
@@ -222,7 +234,7 @@ def die(w: World, machine: str = "m1", *, after_s: float = 0.0, commits: bool = 
         w.ledger.renew(token, Phase.EXECUTING)
         after_s -= 15
     if commits:
-        w.ledger.commit(token, {"n": token.attempt})
+        w.ledger.commit(token, [], {"n": token.attempt})
     w.wait(31)
     return w.ledger.status_of("j1")
 

@@ -1,91 +1,49 @@
 """What an attempt's storage side must keep to when things happen at once, on a storage in memory; P1, P4, P10."""
 
-# ruff: noqa: ASYNC240 -- small files, made and looked at by the test itself
-
 from __future__ import annotations
 
 import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kelpie_celery.definition import JobDefinition, parse_definition
 from kelpie_celery.errors import StorageUnavailable
-from kelpie_celery.settings import load_settings
-from kelpie_worker.sync import Dirs, SyncSession
 from kelpie_worker.sync.errors import LocalFileError
-from kelpie_worker.sync.object_store import ObjectStore
 from kelpie_worker.sync.snapshot import Snapshot, take
-from kelpie_worker.sync.stable_read import Captured, capture
+from kelpie_worker.sync.stable_read import open_for_reading
 from kelpie_worker.sync.verify import missing
+from tests.contract.desk import JOB, Desk, cancelled, job, said, until
 from tests.contract.fakes_s3 import HandFence, MemoryStore
+from tests.contract.shelf import Shelf
 
-JOB = "3c6a2a10-7f2b-4f8e-9f43-2f1b7a1f0a11"
 MARKER = f"out.kelpie/jobs/{JOB}/completed.json"
 LISTING = f"out.kelpie/jobs/{JOB}/outputs-1.json"
 
 
-class Desk:
-    """Attempts of one job, on a storage in memory with one bucket."""
+class MemoryDesk(Desk):
+    """A machine on a storage in memory, at which a test may look directly."""
 
-    def __init__(self, tmp_path: Path, memory: MemoryStore) -> None:
-        self.store, self.fence = memory, HandFence()
-        self.base, self.scratch = tmp_path / "work", tmp_path / "scratch"
-        self.base.mkdir()
-        self.scratch.mkdir()
-        self.dirs = Dirs(self.base, self.base / "input", self.base / "output", self.base / "ckpt")
-
-    def open(self, definition: JobDefinition, attempt: int = 1) -> SyncSession:
-        settings = load_settings(
-            {"KELPIE_REDIS_URL": "redis://127.0.0.1:1/0", "KELPIE_QUIET_S": "0.1", "KELPIE_COMMIT_INTERVAL_S": "0"}
-        )
-
-        @asynccontextmanager
-        async def store() -> AsyncIterator[ObjectStore]:
-            yield self.store
-
-        return SyncSession.open(
-            settings, definition, job_id=JOB, attempt=attempt, fence=self.fence, dirs=self.dirs, scratch=self.scratch,
-            store=store,
-        )  # fmt: skip
+    def __init__(self, home: Path, memory: MemoryStore) -> None:
+        super().__init__(home, Shelf(memory, "bucket", HandFence()))
+        self.store = memory
 
 
 @pytest.fixture
-def desk(tmp_path: Path, memory: MemoryStore) -> Desk:
-    return Desk(tmp_path, memory)
+async def desk(tmp_path: Path, memory: MemoryStore) -> MemoryDesk:
+    return MemoryDesk(tmp_path / "desk", memory)
 
 
 def block(prefix: str, path: str, direction: str = "upload") -> dict[str, str]:
     return {"bucket": "bucket", "prefix": prefix, "local_path": path, "direction": direction}
 
 
-def job(**more: Any) -> JobDefinition:
-    return parse_definition({"command": "true", "container_group_id": "g", **more})
-
-
 CHECKPOINT = job(sync={"before": [block("ck", "ckpt", "download")], "during": [block("ck", "ckpt")]})
 OUTPUT = job(sync={"after": [block("out", "output")]})
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def cancelled(task: asyncio.Future[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
-def said(caplog: pytest.LogCaptureFixture, action: str) -> list[Any]:
-    return [record for record in caplog.records if getattr(record, "action", "") == action]
 
 
 # -- nothing that kelpie empties is taken for the job's doing ------------------------------------------------------
@@ -106,7 +64,7 @@ class Waits(HandFence):
 
 @pytest.mark.parametrize("ended_first", [True, False])
 async def test_a_look_that_waited_for_the_lease_deletes_nothing_once_cleaning_began(
-    desk: Desk, ended_first: bool
+    desk: MemoryDesk, ended_first: bool
 ) -> None:
     desk.fence = fence = Waits()
     desk.store.seed("bucket", "ck/a.pt", b"a")
@@ -127,10 +85,11 @@ async def test_a_look_that_waited_for_the_lease_deletes_nothing_once_cleaning_be
             await asyncio.wait_for(asyncio.wait([sync._watching]), 20)
     assert desk.store.keys("bucket") == ["ck/a.pt", "ck/b.pt"]
     assert desk.store.deleted == []
-    assert list((desk.base / "ckpt").iterdir()) == []
+    assert desk.kept() == []
+    assert list((desk.work / "ckpt").iterdir()) == []
 
 
-async def test_a_walk_that_cleaning_overtook_says_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_walk_that_cleaning_overtook_says_nothing(desk: MemoryDesk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The walk began before, and saw the directory half empty."""
     desk.store.seed("bucket", "ck/a.pt", b"a")
     walking, go_on = threading.Event(), threading.Event()
@@ -143,7 +102,7 @@ async def test_a_walk_that_cleaning_overtook_says_nothing(desk: Desk, monkeypatc
         return real(directory)
 
     walked_before = False
-    monkeypatch.setattr("kelpie_worker.sync.commit.take", held)
+    monkeypatch.setattr("kelpie_worker.sync.checkpoints.take", held)
     async with desk.open(CHECKPOINT) as sync:
         await sync.restore()
         walked_before = True
@@ -158,7 +117,7 @@ async def test_a_walk_that_cleaning_overtook_says_nothing(desk: Desk, monkeypatc
     assert desk.store.keys("bucket") == ["ck/a.pt"]
 
 
-async def test_ending_the_watch_waits_for_it_and_may_be_repeated(desk: Desk) -> None:
+async def test_ending_the_watch_waits_for_it_and_may_be_repeated(desk: MemoryDesk) -> None:
     async with desk.open(CHECKPOINT) as sync:
         await sync.end_watch()  # nothing runs
     async with desk.open(CHECKPOINT) as sync:
@@ -173,7 +132,7 @@ async def test_ending_the_watch_waits_for_it_and_may_be_repeated(desk: Desk) -> 
         await sync.end_watch()
 
 
-async def test_the_end_of_a_session_ends_its_watch(desk: Desk) -> None:
+async def test_the_end_of_a_session_ends_its_watch(desk: MemoryDesk) -> None:
     async with desk.open(CHECKPOINT) as sync:
         await sync.restore()
         watch = asyncio.ensure_future(sync.watch())
@@ -184,7 +143,7 @@ async def test_the_end_of_a_session_ends_its_watch(desk: Desk) -> None:
     assert sync._watching.done()
 
 
-async def test_no_checkpoint_is_stored_from_directories_that_were_given_back(desk: Desk) -> None:
+async def test_no_checkpoint_is_stored_from_directories_that_were_given_back(desk: MemoryDesk) -> None:
     desk.store.seed("bucket", "ck/a.pt", b"a")
     async with desk.open(CHECKPOINT) as sync:
         await sync.restore()
@@ -197,46 +156,42 @@ async def test_no_checkpoint_is_stored_from_directories_that_were_given_back(des
 # -- a checkpoint that rotates -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compression", [False, True])
 async def test_the_old_checkpoint_stays_until_the_new_one_is_stored(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, compression: bool
+    desk: MemoryDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that keeps its last checkpoint only removes each file while the next look is at it."""
-    definition = job(sync=CHECKPOINT.model_dump(mode="json")["sync"], compression=compression)
-    desk.store.seed("bucket", "ck/step100", b"100")
-    directory, tried = desk.base / "ckpt", asyncio.Event()
-    real = capture
+    directory, tried = desk.ck, asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    async def rotating(path: Path, **options: Any) -> Captured:
-        if path.name != "step999" and path.exists():
+    def rotating(path: Path) -> int:
+        if path.name.startswith("step") and path.name != "step999" and path.exists():
             number = int(path.name.removeprefix("step"))
             path.unlink()
             (directory / f"step{number + 100}").write_bytes(b"new")
             if number >= 300:
-                tried.set()
-        return await real(path, **options)
+                loop.call_soon_threadsafe(tried.set)
+        return open_for_reading(path)
 
-    async with desk.open(definition) as sync:
-        await sync.restore()
-        (directory / "step200").write_bytes(b"200")
+    async with desk.attempt(CHECKPOINT, plain_interval_s=0) as sync, desk.watching(sync):
+        desk.write("step100", b"100")
+        await until(lambda: "ck/step100" in desk.store.objects["bucket"])
+        monkeypatch.setattr("kelpie_worker.sync.capturing.open_for_reading", rotating)
+        desk.write("step200", b"200")
         (directory / "step100").unlink()
-        monkeypatch.setattr("kelpie_worker.sync.sending.capture", rotating)
-        watch = asyncio.ensure_future(sync.watch())
         await asyncio.wait_for(tried.wait(), 20)
-        assert desk.store.keys("bucket") == ["ck/step100"]  # nothing newer could be stored yet
+        assert await desk.committed() == await desk.plain() == {"step100": b"100"}
         for path in directory.iterdir():
             path.unlink()
-        (directory / "step999").write_bytes(b"999")
-        await until(lambda: bool(desk.store.deleted))
-        await cancelled(watch)
-    assert desk.store.keys("bucket") == ["ck/step999.gz" if compression else "ck/step999"]
+        desk.write("step999", b"999")
+        await until(lambda: "ck/step999" in desk.store.objects["bucket"] and bool(desk.store.deleted))
+    assert await desk.committed() == await desk.plain() == {"step999": b"999"}
 
 
 # -- directories that the command replaced -------------------------------------------------------------------------
 
 
 async def test_a_link_in_a_directorys_place_is_not_followed_and_not_left_to_the_next_job(
-    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    desk: MemoryDesk, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = tmp_path / "dataset"
     (theirs / "sub").mkdir(parents=True)
@@ -245,8 +200,8 @@ async def test_a_link_in_a_directorys_place_is_not_followed_and_not_left_to_the_
     async with desk.open(definition) as sync:
         await sync.restore()
         for name in ("cache", "output"):
-            (desk.base / name).rmdir()
-            (desk.base / name).symlink_to(theirs)
+            (desk.work / name).rmdir()
+            (desk.work / name).symlink_to(theirs)
         await sync.commit("exit")
         assert sync.move_outputs_aside()
         assert (await sync.upload_outputs()).files == ()
@@ -254,28 +209,28 @@ async def test_a_link_in_a_directorys_place_is_not_followed_and_not_left_to_the_
         sync.clean()
     assert (theirs / "sub" / "precious").read_text() == "1"
     assert [key for key in desk.store.keys("bucket") if ".kelpie/" not in key] == []
-    assert list(desk.base.iterdir()) == []
-    assert [record.path for record in said(caplog, "link_not_followed")] == [str(desk.base / "cache")]
-    assert [record.path for record in said(caplog, "output_missing")] == [str(desk.base / "output")]
+    assert list(desk.work.iterdir()) == []
+    assert [record.path for record in said(caplog, "link_not_followed")] == [str(desk.work / "cache")]
+    assert [record.path for record in said(caplog, "output_missing")] == [str(desk.work / "output")]
     async with desk.open(definition) as sync:
-        assert sync.local_paths == [desk.base / "cache", desk.base / "output"]
+        assert sync.local_paths == [desk.work / "cache", desk.work / "output"]
 
 
-async def test_a_link_is_removed_and_its_target_kept_when_the_attempt_fails(desk: Desk, tmp_path: Path) -> None:
+async def test_a_link_is_removed_and_its_target_kept_when_the_attempt_fails(desk: MemoryDesk, tmp_path: Path) -> None:
     theirs = tmp_path / "dataset"
     theirs.mkdir()
     (theirs / "precious").write_text("1")
     async with desk.open(OUTPUT) as sync:
         await sync.restore()
-        (desk.base / "output").rmdir()
-        (desk.base / "output").symlink_to(theirs)
+        (desk.work / "output").rmdir()
+        (desk.work / "output").symlink_to(theirs)
         sync.clean()
     assert (theirs / "precious").exists()
-    assert not (desk.base / "output").is_symlink()
+    assert not (desk.work / "output").is_symlink()
 
 
-async def test_what_the_next_job_makes_in_a_removed_directorys_place_is_not_this_jobs(desk: Desk) -> None:
-    output = desk.base / "output"
+async def test_what_the_next_job_makes_in_a_removed_directorys_place_is_not_this_jobs(desk: MemoryDesk) -> None:
+    output = desk.work / "output"
     async with desk.open(OUTPUT) as sync:
         await sync.restore()
         output.rmdir()
@@ -285,17 +240,17 @@ async def test_what_the_next_job_makes_in_a_removed_directorys_place_is_not_this
         assert (await sync.upload_outputs()).files == ()
         sync.clean()
     assert (output / "secret").exists()
-    assert [path.name for path in desk.base.iterdir()] == ["output"]
+    assert [path.name for path in desk.work.iterdir()] == ["output"]
 
 
 # -- outputs -------------------------------------------------------------------------------------------------------
 
 
-async def test_hard_linked_outputs_are_packed_side_by_side(desk: Desk) -> None:
+async def test_hard_linked_outputs_are_packed_side_by_side(desk: MemoryDesk) -> None:
     definition = job(compression=True, sync={"after": [block("out", "output")]})
     async with desk.open(definition) as sync:
         await sync.restore()
-        output = desk.base / "output"
+        output = desk.work / "output"
         (output / "file0").write_bytes(os.urandom(2_000_000))
         for number in range(1, 6):
             os.link(output / "file0", output / f"file{number}")
@@ -305,7 +260,9 @@ async def test_hard_linked_outputs_are_packed_side_by_side(desk: Desk) -> None:
     assert len({file.sha256 for file in files}) == 1
 
 
-async def test_a_folder_with_a_reserved_name_is_warned_of_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_folder_with_a_reserved_name_is_warned_of_once(
+    desk: MemoryDesk, caplog: pytest.LogCaptureFixture
+) -> None:
     fields = {f"{kind}_prefix": kind for kind in ("input", "checkpoint", "output")}
     definition = job(**fields, **{name.replace("prefix", "bucket"): "bucket" for name in fields})
     desk.store.seed("bucket", "input/data", b"1")
@@ -323,23 +280,23 @@ async def test_a_folder_with_a_reserved_name_is_warned_of_once(desk: Desk, caplo
 # -- a marker is adopted only with its outputs ---------------------------------------------------------------------
 
 
-async def completed(desk: Desk, *, files: int = 2) -> None:
-    async with desk.open(OUTPUT) as sync:
+async def completed(desk: MemoryDesk, *, files: int = 2) -> None:
+    async with desk.open(OUTPUT, attempt=1) as sync:
         await sync.restore()
         for number in range(files):
-            (desk.base / "output" / f"file{number:03}").write_text(f"{number:03}")
+            (desk.work / "output" / f"file{number:03}").write_text(f"{number:03}")
         await sync.upload_outputs()
         await sync.write_marker({"exit_code": 0})
         sync.clean()
 
 
-async def find(desk: Desk) -> dict[str, Any] | None:
+async def find(desk: MemoryDesk) -> dict[str, Any] | None:
     async with desk.open(OUTPUT, attempt=2) as sync:
         return await sync.find_marker()
 
 
 @pytest.mark.parametrize("files", [0, 2, 40])
-async def test_a_marker_whose_outputs_are_there_is_adopted(desk: Desk, files: int) -> None:
+async def test_a_marker_whose_outputs_are_there_is_adopted(desk: MemoryDesk, files: int) -> None:
     await completed(desk, files=files)
     marker = await find(desk)
     assert marker is not None
@@ -386,7 +343,7 @@ def name_no_listing(store: MemoryStore) -> None:
     [lose_one, shorten_one, replace_one, lose_the_listing, change_the_listing, point_elsewhere, name_no_listing],
 )
 async def test_a_marker_whose_outputs_are_not_there_is_refused(
-    desk: Desk, damage: Callable[[MemoryStore], None], files: int, caplog: pytest.LogCaptureFixture
+    desk: MemoryDesk, damage: Callable[[MemoryStore], None], files: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     await completed(desk, files=files)
     damage(desk.store)
@@ -395,7 +352,7 @@ async def test_a_marker_whose_outputs_are_not_there_is_refused(
 
 
 async def test_a_marker_is_not_refused_because_the_storage_is_away(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: MemoryDesk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await completed(desk)
     monkeypatch.setattr("kelpie_worker.sync.session.GIVE_UP_S", 0.0)
@@ -411,7 +368,7 @@ async def test_a_marker_is_not_refused_because_the_storage_is_away(
     assert said(caplog, "marker_refused") == []
 
 
-async def test_a_job_without_outputs_has_a_marker_of_use(desk: Desk) -> None:
+async def test_a_job_without_outputs_has_a_marker_of_use(desk: MemoryDesk) -> None:
     async with desk.open(CHECKPOINT) as sync:
         await sync.restore()
         await sync.upload_outputs()

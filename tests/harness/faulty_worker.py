@@ -3,8 +3,10 @@
 The product knows nothing of this: its functions are wrapped here, in the process that the tests start.
 
 Points, in the order of an attempt's life: ``after_claim``, ``in_restore``, ``running`` (the command printed the line
-``here``), ``before_upload``, ``in_upload``, ``in_body`` (the first piece of a large output has been sent),
-``after_upload``, ``before_marker``, ``after_marker``, ``before_report``, ``after_completed``.
+``here``), ``after_commit`` (a checkpoint is the newest), ``before_upload``, ``in_upload``, ``in_body`` (the first piece
+of a large output has been sent), ``after_upload``, ``before_marker``, ``after_marker``, ``before_log``,
+``before_report``, ``after_completed``.
+With ``TEST_GIVE_UP_S`` in its environment it waits so long for a storage that is away before the command, seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Granted
 from kelpie_worker.attempt import Attempt
 from kelpie_worker.entrypoint import main
+from kelpie_worker.sync import checkpoints, session
 from kelpie_worker.sync.bodies import FileBody
+from kelpie_worker.sync.s3_store import S3Store
 from kelpie_worker.sync.session import SyncSession
-from kelpie_worker.sync.store import S3Store
 
 FOLDER = Path(os.environ["TEST_FAULTS"])
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -64,6 +67,18 @@ def claim(original: Callable[..., Any]) -> Callable[..., Any]:
             _job.set(json.loads(answer.definition).get("tags", {}).get("name", ""))
             _requests.set(Counter())
             reached("after_claim")
+        return answer
+
+    return wrapped
+
+
+def commit(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``after_commit``."""
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        reached("after_commit")
         return answer
 
     return wrapped
@@ -119,13 +134,13 @@ def request(original: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def chunks(original: Callable[..., AsyncIterator[bytes]]) -> Callable[..., AsyncIterator[bytes]]:
+def chunks(original: Callable[..., Iterator[bytes | memoryview]]) -> Callable[..., Iterator[bytes | memoryview]]:
     """``in_body``: the first piece of a body is on its way to the storage, the second is not."""
 
     @functools.wraps(original)
-    async def wrapped(*args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+    def wrapped(*args: Any, **kwargs: Any) -> Iterator[bytes | memoryview]:
         first = True
-        async for chunk in original(*args, **kwargs):
+        for chunk in original(*args, **kwargs):
             if not first and _stage.get() == "upload":
                 reached("in_body")
             first = False
@@ -148,13 +163,18 @@ def on_line(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Ledger.claim = claim(Ledger.claim)  # type: ignore[method-assign]
+Ledger.commit = commit(Ledger.commit)  # type: ignore[method-assign]
 Ledger.end_attempt = end_attempt(Ledger.end_attempt)  # type: ignore[method-assign]
 SyncSession.restore = staged("restore")(SyncSession.restore)  # type: ignore[method-assign]
 SyncSession.upload_outputs = staged("upload", "before_upload", "after_upload")(SyncSession.upload_outputs)  # type: ignore[method-assign]
 SyncSession.write_marker = staged("marker", "before_marker", "after_marker")(SyncSession.write_marker)  # type: ignore[method-assign]
+SyncSession.store_log = staged("log", "before_log")(SyncSession.store_log)  # type: ignore[method-assign]
 S3Store.fetch = request(S3Store.fetch)  # type: ignore[method-assign]
 S3Store.put = request(S3Store.put)  # type: ignore[method-assign]
 FileBody.chunks = chunks(FileBody.chunks)  # type: ignore[method-assign]
+if "TEST_GIVE_UP_S" in os.environ:
+    for module in (session, checkpoints):
+        vars(module)["GIVE_UP_S"] = float(os.environ["TEST_GIVE_UP_S"])
 Attempt._on_line = on_line(Attempt._on_line)  # type: ignore[method-assign]
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from kelpie_celery.local.processes import tail_of
 from kelpie_celery.local.servers import Fsync, SeaweedServer
 from kelpie_celery.local.stack import LocalStack
 from tests.harness.faults import Action, Faults
+from tests.harness.looking import processes_of
 from tests.harness.waiting import eventually
 
 if TYPE_CHECKING:
@@ -215,8 +216,9 @@ class Stack:
 
         def look() -> JobRecord | None:
             record = self.get(job_id)
-            runs = record.phase is Phase.EXECUTING and attempt in (None, record.attempt)
-            return record if runs else None
+            launched = record.phase is Phase.EXECUTING and attempt in (None, record.attempt)
+            # The ledger hears of a launch a moment before it happens.
+            return record if launched and processes_of(job_id) else None
 
         return self.wait(f"the command of job {job_id} runs", look, timeout_s)
 

@@ -217,6 +217,9 @@ class terminal:  # noqa: N801 -- used like a function
     def returncode(self) -> int | None:
         return self._process.returncode
 
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
     def __enter__(self) -> tuple[Any, Any]:
         return self, self._read_until
 

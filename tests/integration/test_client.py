@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -12,11 +15,12 @@ import pytest
 
 from kelpie_celery.client import Kelpie
 from kelpie_celery.errors import LedgerUnavailable
+from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.types import Ending, Granted
 from kelpie_celery.lifecycle import Outcome, Reason, Status
 from kelpie_celery.local.ports import reserve
 from kelpie_celery.local.servers import ValkeyServer
-from kelpie_celery.replay import replay
+from kelpie_celery.replay import UntrustedStep, replay
 
 BOUND_S = 60.0
 
@@ -88,6 +92,48 @@ def test_celery_knows_the_job_by_the_same_id(kelpie: Kelpie) -> None:
     assert job.cancel() == "canceled"
     replay(kelpie.app, job.id, "test@host")
     assert str(kelpie.app.AsyncResult(job.id).state) == "REVOKED"
+
+
+def step(task: str, *args: Any, **options: Any) -> dict[str, Any]:
+    return {"task": task, "args": list(args), "kwargs": {}, "options": options, "subtask_type": None, "immutable": True}
+
+
+def tamper(kelpie: Kelpie, job_id: str, task: str, **embed: Any) -> None:
+    """Write another message into the record, as any worker of the group may."""
+    key = keys.job("g", job_id)
+    message = json.loads(str(kelpie.app.ledger.redis.hget(key, "message")))
+    args, kwargs, held = json.loads(base64.b64decode(message["body"]))
+    message["headers"]["task"] = task
+    message["body"] = base64.b64encode(json.dumps([args, kwargs, held | embed]).encode()).decode()
+    kelpie.app.ledger.redis.hset(key, "message", json.dumps(message))
+    kelpie.app.ledger.redis.hdel(key, "outbox_until")  # nobody else is about to tell Celery
+
+
+EVIL = step("kelpie.run_job", definition(container_group_id="theirs"), task_id="evil", queue="kelpie.theirs")
+FOREIGN = [
+    ("kelpie.run_job", {"chain": [EVIL]}),
+    ("kelpie.run_job", {"callbacks": [EVIL]}),
+    ("kelpie.run_job", {"chain": [{**step("celery.group"), "kwargs": {"tasks": [EVIL]}, "subtask_type": "group"}]}),
+    ("kelpie.run_job", {"chain": [step("celery.group", [EVIL], "r", [], queue="kelpie.theirs")]}),
+    ("kelpie.run_job", {"chain": [step("kelpie.scale", queue="kelpie.control")]}),
+    ("kelpie.run_job", {"chain": [step("x", exchange="kelpie.theirs", routing_key="kelpie.theirs")]}),
+    ("celery.backend_cleanup", {}),
+]
+
+
+@pytest.mark.parametrize(("task", "embed"), FOREIGN)
+def test_what_workers_wrote_into_a_message_is_replayed_into_no_other_group(
+    kelpie: Kelpie, task: str, embed: dict[str, Any]
+) -> None:
+    job = kelpie.submit(definition())
+    complete(kelpie, job.id)
+    tamper(kelpie, job.id, task, **embed)
+    with contextlib.suppress(UntrustedStep):
+        replay(kelpie.app, job.id, "test@host")
+    redis = kelpie.app.ledger.redis
+    assert kelpie.counts("theirs").pending == 0
+    assert [key for key in redis.keys("kelpie.theirs*") + redis.keys("kelpie.control*") if redis.llen(key)] == []
+    assert not kelpie.get(job.id).celery_done, "nothing of it was told"
 
 
 def test_wait_sits_out_the_death_and_the_return_of_redis(server: ValkeyServer) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kelpie_worker.command import CommandExit
+from kelpie_worker.command import Command, CommandExit
+from kelpie_worker.command.budget import OutputBudget
 from tests.integration.command_support import Heard, python, running, shell, until
 
 MIB = 1 << 20
@@ -48,6 +49,24 @@ async def test_a_flood_costs_neither_memory_nor_the_loops_time(text: str, total:
     assert count >= total // len(text) * len(text)
     assert peak - before < 16 * MIB
     assert worst_lag < 0.5
+
+
+async def test_a_flood_beyond_the_budget_is_read_in_no_time_and_its_end_is_kept() -> None:
+    budget = OutputBudget(asyncio.get_running_loop().time)
+    heard = Heard()
+    before, began = rss_bytes(), asyncio.get_running_loop().time()
+    command = await Command.start(shell("yes | head -c 500000000; echo the end; echo last >&2"), heard, budget=budget)
+    async with asyncio.timeout(60):
+        assert await command.wait() == CommandExit(code=0)
+    took_s = asyncio.get_running_loop().time() - began
+    assert budget.left_out_bytes > 480_000_000
+    assert len(heard.all) < 100_000 + 10_000 * took_s
+    assert heard.lines()[-2:] == ["y", "the end"]
+    assert heard.lines("stderr") == ["last"]
+    assert [line for line in heard.lines() if line.startswith("kelpie: ") and "left out" in line]
+    # Each stream's end is kept; which of the two is read last is anybody's guess.
+    assert "the end" in command.last_lines(3, 1000)
+    assert rss_bytes() - before < 32 * MIB
 
 
 async def test_a_command_waits_while_its_lines_are_not_taken() -> None:

@@ -1,8 +1,9 @@
 """Random histories of the real ledger on a real Valkey: what must hold whatever is lost, doubled, late or dead.
 
 Each seed is one history of some minutes on a clock that the test holds: workers claim, renew, commit, end, freeze, die
-silently and come back as ghosts; messages are lost, doubled and deleted; Redis is away, is restarted, loses its last
-moments. After every single call all indexes are compared with the records, and every change of a status with the table.
+silently and come back as ghosts; users cancel and roll back; messages are lost, doubled and deleted; Redis is away, is
+restarted, loses its last moments. After every single call all indexes are compared with the records, every change of a
+status with the table, and every line of commits with what it was.
 Then the faults stop, and everything has to end within a bounded time.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from kelpie_celery.errors import LeaseLost
+from kelpie_celery.errors import LeaseLost, LineMoved, PrefixHeld
 from kelpie_celery.ledger import keys
 from kelpie_celery.ledger.types import Ended, Ending, FencingToken, Granted
 from kelpie_celery.lifecycle import Phase, Status
@@ -34,6 +35,7 @@ from tests.contract.ledger_cases import (
     interruption,
 )
 from tests.contract.ledger_fixtures import ledger_valkey, real_redis  # noqa: F401
+from tests.integration.ledger_commits import Restored, Storage
 
 PRIORITIES = (0, 4)
 MACHINES = 4
@@ -48,6 +50,7 @@ class Worker:
     token: FencingToken | None = None
     trust_until: float = 0.0
     frozen_until: float = 0.0
+    restored: Restored | None = None
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Belief:
 
     granted: dict[str, list[FencingToken]] = field(default_factory=lambda: defaultdict(list))
     released: set[FencingToken] = field(default_factory=set)
+    fenced: set[FencingToken] = field(default_factory=set)
     over: dict[str, str] = field(default_factory=dict)
     cancels: set[str] = field(default_factory=set)
     jobs: list[str] = field(default_factory=list)
@@ -70,6 +74,7 @@ class History:
         self.workers = [Worker(f"m{n}") for n in range(MACHINES)]
         self.ghosts: list[Worker] = []
         self.belief = Belief()
+        self.storage = Storage(self.w, self.rng)
         self.power_loss = power_loss
         self.saved: tuple[dict[str, bytes], Belief] | None = None
         self.away_until = 0.0
@@ -90,7 +95,7 @@ class History:
         actions: list[tuple[int, Callable[[], None]]] = [
             (6, self.submit), (40, self.work), (12, self.tick), (12, self.haunt), (3, self.cancel), (3, self.freeze),
             (5, self.die), (4, self.lose_message), (3, self.double_message), (1, self.delete_queue), (1, self.go_away),
-            (2, self.power_cut), (4, self.save),
+            (2, self.power_cut), (4, self.save), (4, self.roll_back),
         ]  # fmt: skip
         weights, calls = zip(*actions, strict=True)
         for _ in range(STEPS):
@@ -150,6 +155,17 @@ class History:
             elif job_id in self.belief.over:
                 assert answer == self.belief.over[job_id], "an ended job stays what it is"
 
+    def roll_back(self) -> None:
+        """A user goes back to an older commit: whoever ran the job, or might have taken it back, is fenced."""
+        busy = [worker.token.job_id for worker in self.workers if worker.token]
+        if not self.belief.jobs:
+            return
+        job_id = self.rng.choice(busy if busy and self.rng.random() < 0.7 else self.belief.jobs)
+        before = self.w.ledger.status_of(job_id)
+        canceling = before is Status.RUNNING and job_id in self.belief.cancels
+        if self.storage.rollback(job_id) and before is not None and not before.ended and not canceling:
+            self.belief.fenced.update(self.belief.granted[job_id])
+
     def tick(self) -> None:
         done = self.w.tick(uptime_s=self.now - self.up_since, saw_outage=self.saw_outage, fresh=self.chance(0.1))
         self.saw_outage = False
@@ -204,6 +220,7 @@ class History:
         self.note(answer, job_id)
         if isinstance(answer, Granted):
             worker.token, worker.trust_until = answer.token, asked_at + answer.lease_s
+            worker.restored = self.storage.restore(answer.token)
 
     def note(self, answer: Any, job_id: str) -> None:
         if isinstance(answer, Granted):
@@ -229,17 +246,32 @@ class History:
     def act(self, worker: Worker) -> None:
         token = worker.token
         assert token is not None
-        kind = self.rng.choices(["commit", "end", "nothing"], [2, 2, 3 if self.faults else 0])[0]
+        kind = self.rng.choices(["commit", "end", "nothing"], [4, 2, 2 if self.faults else 0])[0]
         try:
             if kind == "commit":
-                self.w.ledger.commit(token, {"n": self.rng.randrange(1000)})
-                self.accepted(token)
+                self.commit(worker, token)
             elif kind == "end":
                 self.end(token)
                 worker.token = None
         except LeaseLost:
             worker.token = None
             self.refused(token)
+
+    def commit(self, worker: Worker, token: FencingToken) -> None:
+        if worker.restored is None:
+            self.w.ledger.commit(token, [], {"n": self.rng.randrange(1000)})
+            self.accepted(token)
+            return
+        late = self.chance(0.3)
+        try:
+            self.storage.commit(token, worker.restored, late=late)
+        except (PrefixHeld, LineMoved) as e:
+            if not late:
+                self.storage.believe_refused(token, e, worker.restored)
+                worker.token = None
+                self.settle(token, failure(delay_s=2))
+        else:
+            self.accepted(token)
 
     def end(self, token: FencingToken) -> None:
         endings = (
@@ -248,6 +280,9 @@ class History:
         ending: Ending = self.rng.choice(endings)
         if token.job_id not in self.belief.cancels and ending.outcome == "canceled":
             ending = failure()
+        self.settle(token, ending)
+
+    def settle(self, token: FencingToken, ending: Ending) -> None:
         status = self.w.ledger.end_attempt(token, ending)
         self.accepted(token)
         if status == "cancel":
@@ -268,10 +303,13 @@ class History:
         """The ledger let this attempt pass its fence: it has to be the one that it last granted the job to."""
         assert self.belief.granted[token.job_id][-1:] == [token], f"{token} passed, {self.belief.granted[token.job_id]}"
         assert token not in self.belief.released, f"{token} acted after it gave its job back"
+        assert token not in self.belief.fenced, f"{token} acted after a rollback"
         assert token.job_id not in self.belief.over, f"{token} acted after the end of its job"
 
     def refused(self, token: FencingToken) -> None:
         """An attempt was refused, however late it came: somebody else holds the job, or it has ended."""
+        if token in self.belief.fenced:
+            return
         if self.belief.granted[token.job_id][-1:] == [token] and token not in self.belief.released:
             status = self.w.ledger.status_of(token.job_id)
             assert status is None or status.ended, f"{token} lost its {status} job to nobody"

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kelpie_celery.clock import SystemClock
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable
-from kelpie_worker.sync.commit import PlainCommit
+from kelpie_celery.listings import OutputFile
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.known import KnownFiles
 from kelpie_worker.sync.notices import Notices
 from kelpie_worker.sync.object_store import ObjectStore
-from kelpie_worker.sync.outputs import OutputFile, Outputs
+from kelpie_worker.sync.outputs import Outputs
 from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.progress import Meter
 from kelpie_worker.sync.restore import PlainRestore
 from kelpie_worker.sync.store import open_store
+from tests.contract.desk import Desk, tree
 from tests.contract.fakes_s3 import HandFence
+from tests.contract.shelf import Shelf
 from tests.integration.sync_proxy import Fault, Proxy, proxy_before
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
     from kelpie_celery.local.servers import SeaweedServer
 
 MIB = 1024 * 1024
-BIG = 9 * MIB  # two parts
+BIG = 33 * MIB  # five parts
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kelpie_worker.sync.retry.FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr("kelpie_worker.sync.retry.LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr("kelpie_worker.sync.segments._PAUSE_S", 0.05)
 
 
 @pytest.fixture
@@ -241,29 +243,24 @@ async def test_a_cancelled_upload_leaves_no_parts_on_the_storage(
 # -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_writer_in_place_is_never_stored_torn_and_ends_with_its_last_version(
-    store: ObjectStore, s3: S3Client, s3_bucket: str, tmp_path: Path
-) -> None:
-    directory, scratch = tmp_path / "ckpt", tmp_path / "scratch"
-    directory.mkdir()
-    scratch.mkdir()
-    path, size = directory / "model", 9 * MIB
-    path.write_bytes(bytes([0]) * size)
-    commit = PlainCommit(
-        store, [Placed("during", "checkpoint", s3_bucket, "p/", directory)], HandFence(), scratch, SystemClock(),
-        quiet_s=0.0, min_interval_s=0.0, poll_s=0.01,
-    )  # fmt: skip
-    watching = asyncio.create_task(commit.watch())
-    versions = 12
-    for version in range(1, versions):
-        await asyncio.to_thread(_overwrite, path, version, size)
-        content = stored(s3, s3_bucket).get("p/model", b"")
-        assert len(set(content)) <= 1
-        assert len(content) in {0, size}
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    await commit.commit("exit")
-    assert stored(s3, s3_bucket) == {"p/model": bytes([versions - 1]) * size}
+@pytest.fixture
+async def desk(store: ObjectStore, s3_bucket: str, tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "desk", Shelf(store, s3_bucket, HandFence()))
+
+
+async def test_a_writer_in_place_is_never_committed_torn_and_ends_with_its_last_version(desk: Desk) -> None:
+    size, versions = 9 * MIB, 12
+    definition = desk.checkpoint(plain="never")
+    async with desk.attempt(definition, quiet_s=0.01) as sync:
+        path = desk.write("model", bytes([0]) * size)
+        async with desk.watching(sync):
+            for version in range(1, versions):
+                await asyncio.to_thread(_overwrite, path, version, size)
+                if desk.kept():
+                    content = (await desk.committed())["model"]
+                    assert (len(set(content)), len(content)) == (1, size)
+        await sync.commit("exit")
+    assert await desk.committed() == {"model": bytes([versions - 1]) * size}
 
 
 def _overwrite(path: Path, version: int, size: int) -> None:
@@ -274,25 +271,50 @@ def _overwrite(path: Path, version: int, size: int) -> None:
             os.sched_yield()
 
 
-async def test_the_watch_goes_on_when_the_storage_comes_back(
-    store: ObjectStore, proxy: Proxy, s3: S3Client, s3_bucket: str, tmp_path: Path
-) -> None:
-    directory = tmp_path / "ckpt"
-    directory.mkdir()
-    commit = PlainCommit(
-        store, [Placed("during", "checkpoint", s3_bucket, "p/", directory)], HandFence(), tmp_path, SystemClock(),
-        quiet_s=0.05, min_interval_s=0.0, poll_s=0.02,
-    )  # fmt: skip
-    proxy.down = True
-    watching = asyncio.create_task(commit.watch())
-    (directory / "a").write_bytes(b"1")
-    while proxy.count("PUT") < 5:
-        await asyncio.sleep(0.02)
-    assert not watching.done()
-    proxy.down = False
-    async with asyncio.timeout(30):
-        while commit.commits == 0:
-            await asyncio.sleep(0.02)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    assert stored(s3, s3_bucket) == {"p/a": b"1"}
+async def test_the_watch_goes_on_when_the_storage_comes_back(desk: Desk, proxy: Proxy) -> None:
+    async with desk.attempt() as sync:
+        proxy.down = True
+        async with desk.watching(sync) as watch:
+            desk.write("a", b"1")
+            async with asyncio.timeout(30):
+                while proxy.count("PUT") < 3:
+                    await asyncio.sleep(0.02)
+            assert not watch.done()
+            proxy.down = False
+            await desk.next_report()
+    assert await desk.committed() == {"a": b"1"}
+
+
+@pytest.mark.parametrize("fault", ["500", "503", "drop", "swallow"])
+@pytest.mark.parametrize("target", [r"/data/", r"/commits/"])
+async def test_a_commit_outlives_requests_that_fail(desk: Desk, proxy: Proxy, fault: Fault, target: str) -> None:
+    data = os.urandom(3 * MIB)
+    async with desk.attempt(desk.checkpoint(plain="never")) as sync:
+        desk.write("large", data)
+        desk.write("small", b"1")
+        rule = proxy.fail("PUT", target, fault, times=2)
+        await sync.commit("exit")
+        assert rule.met == 2
+    assert await desk.committed() == {"large": data, "small": b"1"}
+    assert len(desk.kept()) == 1
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "drop"])
+async def test_a_restore_of_a_commit_outlives_requests_that_fail(desk: Desk, proxy: Proxy, fault: Fault) -> None:
+    data = os.urandom(9 * MIB)
+    async with desk.attempt() as sync:
+        desk.write("large", data)
+        await sync.commit("exit", plain=False)
+    rules = [proxy.fail("GET", target, fault) for target in (r"/data/", r"/commits/")]
+    async with desk.attempt():
+        assert tree(desk.ck) == {"large": data}
+    assert [rule.met for rule in rules] == [1, 1]
+
+
+async def test_content_that_is_damaged_on_its_way_is_never_committed(desk: Desk, proxy: Proxy) -> None:
+    async with desk.attempt(desk.checkpoint(plain="never")) as sync:
+        desk.write("a", os.urandom(1000))
+        rule = proxy.fail("PUT", r"/data/", "damage")
+        await sync.commit("exit")
+        assert rule.met == 1
+        assert await desk.committed() == tree(desk.ck)

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from kelpie_celery.clock import SystemClock
 from kelpie_celery.errors import LeaseLost, StorageSetupError
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
+from kelpie_worker.sync.exchange import Request
 from kelpie_worker.sync.object_store import ObjectStore
 from kelpie_worker.sync.s3_errors import Doing, LateRequest
 from kelpie_worker.sync.signing import Presigner, StorageClock
@@ -119,9 +121,10 @@ async def test_a_late_request_is_no_mistake_in_the_set_up(config: StorageConfig,
     async with Wire(config, clock) as wire:
         base_url = f"{config.endpoint_url}/{s3_bucket}"
         doing = Doing("upload", s3_bucket, "k")
+        request = Request(doing, "PUT", base_url, 10.0, body=BytesBody(b"x"), fence=HandFence())
         with pytest.raises(LateRequest):
-            await wire.send(doing, "PUT", base_url, body=BytesBody(b"x"), fence=HandFence())
-        await wire.send(doing, "PUT", base_url, body=BytesBody(b"x"), fence=HandFence())
+            await wire.send(request)
+        await wire.send(request)
 
 
 @pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
@@ -144,15 +147,14 @@ class _Slow(BytesBody):
 
     def __init__(self, size: int) -> None:
         super().__init__(b"x" * size)
-        self.waiting, self.go_on = asyncio.Event(), asyncio.Event()
+        self.waiting, self.go_on = threading.Event(), threading.Event()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        pieces = [piece async for piece in super().chunks()]
-        for piece in pieces[:-1]:
-            yield piece
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        *pieces, last = super().chunks()
+        yield from pieces
         self.waiting.set()
-        await self.go_on.wait()
-        yield pieces[-1]
+        self.go_on.wait(20)
+        yield last
 
 
 async def test_a_body_that_a_worker_began_before_a_freeze_never_ends_after_it(
@@ -161,7 +163,7 @@ async def test_a_body_that_a_worker_began_before_a_freeze_never_ends_after_it(
     """The storage has accepted the request, which was in time, and would take the rest hours later."""
     fence, body = HandFence(), _Slow(3 * MIB)
     task = asyncio.ensure_future(store.put(s3_bucket, "k", body, fence))
-    await asyncio.wait_for(body.waiting.wait(), 10)
+    assert await asyncio.to_thread(body.waiting.wait, 10)
     fence.lose()
     body.go_on.set()
     with pytest.raises(LeaseLost):
@@ -175,11 +177,7 @@ async def test_bodies_of_any_size_go_up_and_come_down(store: ObjectStore, s3_buc
         data = os.urandom(size)
         put = await store.put(s3_bucket, f"k{size}", BytesBody(data), HandFence())
         back = bytearray()
-
-        async def take(chunk: bytes, back: bytearray = back) -> None:
-            back.extend(chunk)
-
-        await store.fetch(s3_bucket, put.key, take, etag=put.etag, start_byte=0, length_bytes=size)
+        await store.fetch(s3_bucket, put.key, back.extend, etag=put.etag, start_byte=0, length_bytes=size)
         assert back == data
 
 
@@ -274,7 +272,8 @@ def test_a_process_that_was_frozen_while_it_wrote_changes_nothing_when_it_is_rev
                 process.wait(4.0)
             s3.put_object(Bucket=s3_bucket, Key="shared", Body=b"the newer attempt's")
             process.send_signal(signal.SIGCONT)
-            assert process.stdout.readline() == "ended: LeaseLost\n"
+            # On a busy machine its connections may have been given up before it looks at its lease.
+            assert process.stdout.readline() in {"ended: LeaseLost\n", "ended: StorageUnavailable\n"}
         finally:
             process.kill()
     assert s3.get_object(Bucket=s3_bucket, Key="shared")["Body"].read() == b"the newer attempt's"

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kelpie_celery.checkpoints.address import endpoint_of
 from kelpie_celery.definition import JobDefinition, parse_definition
 from kelpie_celery.errors import StorageSetupError
+from kelpie_celery.ledger.types import LineAddress
 from kelpie_celery.settings import Settings, load_settings
 from kelpie_worker.sync import CommitReport, Dirs, LocalPathError, SyncSession
+from tests.contract.fake_journal import MemoryLedger
 from tests.contract.fakes_s3 import HandFence
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ class Attempt:
 
     def __init__(self, tmp_path: Path, settings: Settings) -> None:
         self.settings = settings
-        self.fence = HandFence()
+        self.fence, self.ledger = HandFence(), MemoryLedger()
         self.reports: list[CommitReport] = []
         work, scratch = tmp_path / "work", tmp_path / "scratch"
         work.mkdir(exist_ok=True)
@@ -70,9 +73,10 @@ class Attempt:
         self.reports.append(report)
 
     def open(self, definition: JobDefinition, attempt: int = 1) -> SyncSession:
+        token = self.ledger.claim(JOB, attempt)
         return SyncSession.open(
-            self.settings, definition, job_id=JOB, attempt=attempt, fence=self.fence, dirs=self.dirs,
-            scratch=self.scratch, on_commit=self.note,
+            self.settings, definition, token=token, journal=self.ledger.journal(token), fence=self.fence,
+            dirs=self.dirs, scratch=self.scratch, on_commit=self.note,
         )  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def stored(s3: S3Client, bucket: str) -> dict[str, bytes]:
 
 
 async def test_the_life_of_an_attempt(
-    attempt: Attempt, definition: JobDefinition, s3: S3Client, s3_bucket: str
+    attempt: Attempt, definition: JobDefinition, s3: S3Client, s3_env: dict[str, str], s3_bucket: str
 ) -> None:
     s3.put_object(Bucket=s3_bucket, Key="in/data.txt", Body=b"input")
     dirs = attempt.dirs
@@ -134,8 +138,13 @@ async def test_the_life_of_an_attempt(
     assert sorted(path.name for path in dirs.workdir.iterdir()) == ["checkpoint", "input", "output"]
     objects = stored(s3, s3_bucket)
     records = f"out.kelpie/jobs/{JOB}/"
+    line = attempt.ledger.lines[LineAddress(endpoint_of(s3_env["AWS_ENDPOINT_URL"]), s3_bucket, "ckpt/")]
+    assert [commit.why for commit in line.kept] == ["quiet", "exit"]
+    segments = [key for key in objects if key.startswith(f"ckpt.kelpie/data/{JOB}/1-")]
+    assert len(segments) == 2
     assert set(objects) == {
         "in/data.txt", "ckpt/model", "out/early", "out/late", f"{records}completed.json", f"{records}outputs-1.json",
+        *segments, *(commit.manifest for commit in line.kept),
     }  # fmt: skip
     assert objects["ckpt/model"] == b"step 2"
     kept = objects[f"{records}outputs-1.json"]
@@ -292,7 +301,8 @@ async def test_a_checkpoint_that_is_half_sent_when_the_command_ends_is_not_sent_
             async with asyncio.timeout(20):
                 while sync.bytes_sent == 0:
                     await asyncio.sleep(0.005)
-        await sync.commit("exit")
-        assert sync.bytes_sent == size
+        report = await sync.commit("exit", plain=False)
+        assert size <= report.sent_bytes == sync.bytes_sent < size + 10_000
         assert sync.commits == 1
-    assert s3.head_object(Bucket=s3_bucket, Key="ckpt/model")["ContentLength"] == size
+    found = s3.list_objects_v2(Bucket=s3_bucket, Prefix="ckpt.kelpie/data/")["Contents"]
+    assert sum(entry["Size"] for entry in found) == size

@@ -19,7 +19,7 @@ from kelpie_celery.client import Kelpie
 from kelpie_celery.ledger.types import Ending, FencingToken, Granted
 from kelpie_celery.lifecycle import Outcome, Reason
 
-URL = "redis://:the-password@redis.example:6379/0"
+URL = "rediss://:the-password@redis.example:6379/0"
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """The command line with an empty Redis; logging is put back afterwards."""
     server = fakeredis.FakeServer()
     monkeypatch.setattr(
-        app_module, "connect", lambda _url: fakeredis.FakeRedis(server=server, decode_responses=True, version=(7,))
+        app_module,
+        "connect",
+        lambda _url, _timeout_s: fakeredis.FakeRedis(server=server, decode_responses=True, version=(7,)),
     )
     monkeypatch.setenv("KELPIE_REDIS_URL", URL)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     with Kelpie() as kelpie:
         yield Cli(monkeypatch, capsys, kelpie)
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(level)  # not by its attribute: loggers remember which levels are on

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import claim, figures, stage, submit
+from benchmarks import claim, figures, scaling, stage, submit, transfer
 from benchmarks.__main__ import PARTS
 from benchmarks.figures import Figure, Target
+from benchmarks.transfer_tools import Spent
 from kelpie_celery.definition import parse_definition
+from kelpie_scaler.simulation.outcome import Outcome
 
 
 def test_a_target_is_a_bound_from_above_or_from_below() -> None:
@@ -71,5 +73,31 @@ def test_claims_are_judged_at_both_sizes_and_by_their_ratio() -> None:
     assert judged == {"claim.p99_1000": True, "claim.p99_100000": True, "claim.p50_ratio": True}
 
 
+def test_transfers_are_judged_against_s5cmd() -> None:
+    way, null = transfer.Way("a", "down", "tls"), transfer.Way("b", "up", "null")
+    found = {
+        (way, "s5cmd"): [Spent(2.0, 1.0, 20.0), Spent(2.0, 1.0, 20.0), Spent(9.0, 9.0, 20.0)],
+        (way, "ours"): [Spent(2.4, 1.5, 60.0), Spent(2.5, 1.5, 90.0), Spent(2.6, 1.5, 60.0)],
+        (null, "s5cmd"): [Spent(1.0, 1.0, 500.0)],
+        (null, "ours"): [Spent(1.0, 0.4, 60.0)],
+    }
+    judged = {figure.name: (figure.value, figure.met) for figure in transfer.figures(found, 3) if figure.target}
+    assert judged == {
+        "transfer.a_down_tls.wall": (1.25, True), "transfer.a_down_tls.cpu": (1.5, False),
+        "transfer.b_up_null.wall": (1.0, True), "transfer.b_up_null.cpu": (0.4, True), "transfer.rss": (90.0, True),
+    }  # fmt: skip
+
+
+def test_our_scaling_is_judged_by_idle_hours_and_long_waits() -> None:
+    def outcome(idle_h: float, wait_p95_s: float) -> Outcome:
+        return Outcome("x", 10, 0, 100.0, idle_h, 1.0, 5.0, wait_p95_s, 3, 0, 1, 1, 1e5)
+
+    found = scaling.figures("steady", [outcome(3, 101), outcome(5, 103)], [outcome(4, 100), outcome(6, 100)])
+    judged = {figure.name: (figure.value, figure.met) for figure in found if figure.target}
+    assert judged == {"scaling.steady.idle": (4, True), "scaling.steady.wait_p95": (102, True)}
+    missed = scaling.figures("steady", [outcome(6, 104)], [outcome(5, 100)])
+    assert [figure.met for figure in missed if figure.target] == [False, False]
+
+
 def test_every_part_that_is_promised_is_there() -> None:
-    assert list(PARTS) == ["submit", "claim", "memory", "tick", "worker"]
+    assert list(PARTS) == ["submit", "claim", "memory", "tick", "worker", "transfer", "commit", "cache", "scaling"]

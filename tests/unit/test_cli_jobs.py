@@ -21,8 +21,9 @@ CANARY = "canary-secret-value"
 
 RECORD_FIELDS = {
     "id", "container_group_id", "name", "status", "phase", "priority", "created", "started", "ended", "heartbeat",
-    "next_try", "attempt", "machine_id", "worker", "num_failures", "max_failures", "num_interruptions",
-    "num_heartbeats", "num_commits", "cancel_requested", "reason", "message", "progress", "result", "definition",
+    "next_try", "attempt", "machine_id", "worker", "num_failures", "max_failures", "num_free",
+    "num_interruptions", "num_heartbeats", "num_commits", "cancel_requested", "reason", "message", "progress",
+    "transfer", "result", "definition", "committed",
 }  # fmt: skip
 
 
@@ -52,6 +53,20 @@ def test_get_of_a_running_job_shows_what_it_said_last(cli: Cli) -> None:
     answer = cli("get", job_id)
     assert "running (executing), attempt 1 on m" in answer.out
     assert "42 %: epoch 3" in answer.out
+
+
+def test_get_of_a_running_job_shows_the_transfer_under_way_in_words(cli: Cli) -> None:
+    job_id = cli.submit()
+    token = cli.claim(job_id)
+    transfer = {"stage": "restore", "done_bytes": 3 << 29, "total_bytes": 3 << 30, "rate_bytes_s": 5e7, "left_s": 32.2}
+    cli.kelpie.app.ledger.renew(token, Phase.RESTORING, transfer=json.dumps(transfer))
+    assert "restore: 1.5 GiB of 3.0 GiB, 47.7 MiB/s, 32 s left" in cli("get", job_id).out
+    assert cli("get", job_id, "--json").document["transfer"] == transfer
+    cli.kelpie.app.ledger.renew(token, Phase.EXECUTING, transfer='{"stage":"commit","done_bytes":512}')
+    assert "commit: 512 B\n" in "".join(line.rstrip() + "\n" for line in cli("get", job_id).out.splitlines())
+    cli.kelpie.app.ledger.renew(token, Phase.EXECUTING, transfer="{}")
+    assert "transfer" not in cli("get", job_id).out
+    assert cli("get", job_id, "--json").document["transfer"] is None
 
 
 def test_get_of_a_completed_job_shows_its_result(cli: Cli) -> None:
@@ -235,7 +250,7 @@ def test_purge_asks_on_a_terminal(
 ) -> None:
     job_id = cli.submit()
     asked: list[str] = []
-    monkeypatch.setattr("kelpie_celery.cli.cancel._is_terminal", lambda: True)
+    monkeypatch.setattr("kelpie_celery.cli._asking._is_terminal", lambda: True)
 
     def ask(question: str) -> str:
         asked.append(question)

@@ -106,6 +106,27 @@ def test_the_details_tell_when_the_next_try_is_due() -> None:
     assert "last failure" in text
 
 
+def test_the_details_tell_of_failures_that_do_not_count() -> None:
+    job = record(Status.PENDING, num_failures=1, max_failures=3, num_free=4)
+    assert "1 of at most 3, 4 more that a retry rule does not count" in shown(_view.job_details(job, 100.0))
+
+
+def test_the_details_tell_why_a_job_that_goes_on_was_interrupted() -> None:
+    tries = [
+        {
+            "n": 1,
+            "machine": "m",
+            "started": 1.0,
+            "outcome": "interruption",
+            "reason": "lease_expired",
+            "message": "gone",
+        },
+        {"n": 2, "machine": "m", "started": 2.0},
+    ]
+    assert "lease_expired: gone" in shown(_view.job_details(record(Status.RUNNING, attempts=tries), 100.0))
+    assert "lease_expired" not in shown(_view.job_details(record(Status.COMPLETED, attempts=tries), 100.0))
+
+
 @pytest.mark.parametrize(
     ("job", "expected"),
     [

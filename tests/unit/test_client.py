@@ -29,7 +29,7 @@ from kelpie_celery.errors import (
 from kelpie_celery.ledger.types import Ending, Granted
 from kelpie_celery.lifecycle import Outcome, Phase, Reason, Status
 
-URL = "redis://:the-password@redis.example:6379/0"
+URL = "rediss://:the-password@redis.example:6379/0"
 
 
 def definition(**more: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def clock() -> ManualClock:
 def kelpie(monkeypatch: pytest.MonkeyPatch, clock: ManualClock) -> Iterator[Kelpie]:
     server = fakeredis.FakeServer()
     monkeypatch.setattr(
-        app_module, "connect", lambda _url: fakeredis.FakeRedis(server=server, decode_responses=True, version=(7,))
+        app_module, "connect", lambda *_: fakeredis.FakeRedis(server=server, decode_responses=True, version=(7,))
     )
     with Kelpie(URL, clock=clock) as client:
         yield client
@@ -216,7 +216,7 @@ def test_an_unreachable_redis_is_named_without_its_password_and_nothing_was_subm
     with pytest.raises(LedgerUnavailable) as caught:
         kelpie.submit(definition())
     text = str(caught.value)
-    assert "redis://redis.example:6379/0 cannot be reached" in text
+    assert "rediss://redis.example:6379/0 cannot be reached" in text
     assert text.endswith("nothing was submitted")
     assert "the-password" not in text
     assert 3 < clock.boottime() - began <= 5

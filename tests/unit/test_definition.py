@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from types import MappingProxyType
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 from kelpie_celery.definition import (
     MAX_DEFINITION_BYTES,
+    CheckpointBlock,
+    DownloadBlock,
     JobDefinition,
     Sync,
     SyncBlock,
+    UploadBlock,
     from_json,
     json_schema,
     parse_definition,
@@ -87,6 +91,46 @@ def test_python_users_may_build_it_by_keyword_with_plain_blocks() -> None:
     job = JobDefinition(command="python", container_group_id="g", sync=Sync(after=[block]))
 
     assert job.transfers().after[0].prefix == "out/"
+
+
+def test_python_users_may_write_any_kind_of_block_where_what_it_says_fits() -> None:
+    where = {"bucket": "data", "prefix": "p", "local_path": "d"}
+    plain = SyncBlock(**where, direction="upload")
+    upload = UploadBlock(**where, direction="upload")
+    checkpoint = CheckpointBlock(**where, direction="upload", commit="report")
+    source = DownloadBlock(**where, direction="download", read_only=True)
+
+    assert Sync(during=[plain]).during == Sync(during=[upload]).during
+    assert Sync(during=[checkpoint], before=[source]).during[0].commit == "report"
+    assert Sync(after=[CheckpointBlock(**where, direction="upload")]).after == [upload]
+    for wrong in ({"after": [checkpoint]}, {"during": [source]}):
+        with pytest.raises(DefinitionError, match="belongs to the blocks of"):
+            parse_definition(MINIMAL | {"sync": wrong})
+
+
+@pytest.mark.parametrize("commit", ["quiet", "report", "marker:DONE", "marker:**/step-*/[a-z]?", "marker:" + "x" * 200])
+@pytest.mark.parametrize("plain", ["interval", "end", "never"])
+def test_a_during_block_says_when_a_checkpoint_is_taken_and_when_the_plain_keys_follow(commit: str, plain: str) -> None:
+    job = parse_definition(MINIMAL | {"sync": {"during": [UP | {"commit": commit, "plain": plain}]}})
+
+    back = from_json(job.to_json())
+
+    assert back == job
+    assert (back.transfers().during[0].commit, back.transfers().during[0].plain) == (commit, plain)
+
+
+def test_defaults_of_blocks_that_are_written_out_change_neither_ledger_nor_digest() -> None:
+    short = {"before": [DOWN], "during": [UP | {"prefix": "state", "local_path": "state"}], "after": [UP]}
+    full = short | {
+        "before": [DOWN | {"read_only": False}],
+        "during": [short["during"][0] | {"commit": "quiet", "plain": "interval"}],
+    }
+
+    jobs = [parse_definition(MINIMAL | {"sync": sync}) for sync in (short, full)]
+
+    assert jobs[0].to_json() == jobs[1].to_json()
+    assert jobs[0].digest() == jobs[1].digest()
+    assert not any(name in jobs[0].to_json() for name in ("commit", "plain", "read_only"))
 
 
 def test_a_missing_last_slash_of_a_prefix_is_added() -> None:
@@ -245,6 +289,67 @@ def test_a_pattern_that_could_hang_or_cannot_be_matched_in_bounded_time_is_refus
     assert "back-reference" in rule
 
 
+@pytest.mark.parametrize(
+    ("commit", "rule"),
+    [
+        ("", "must be 'quiet', 'report' or 'marker:' and a glob, as in 'marker:step-*/DONE'"),
+        ("Quiet", "must be 'quiet', 'report' or 'marker:' and a glob, as in 'marker:step-*/DONE'"),
+        ("marker", "must be 'quiet', 'report' or 'marker:' and a glob, as in 'marker:step-*/DONE'"),
+        ("marker:", "its glob must not be empty"),
+        ("marker:/DONE", "its glob must not begin with '/': it is relative to local_path"),
+        ("marker:../DONE", "its glob must not contain '..' as a segment"),
+        ("marker:" + "x" * 201, "its glob must have at most 200 characters, not 201"),
+        ("marker:[", "its glob has a '[' without its ']'; write '[[]' for a plain one"),
+        (None, "must be a string"),
+        (1, "must be a string"),
+    ],
+)
+def test_a_wrong_commit_is_refused_with_its_rule(commit: Any, rule: str) -> None:
+    field, _, found = only_fault(sync={"during": [UP | {"commit": commit}]})
+
+    assert (field, found) == ("sync.during[0].commit", rule)
+
+
+@pytest.mark.parametrize("plain", ["", "always", None, True])
+def test_a_wrong_plain_is_refused_with_its_rule(plain: Any) -> None:
+    field, _, rule = only_fault(sync={"during": [UP | {"plain": plain}]})
+
+    assert (field, rule) == ("sync.during[0].plain", "must be 'interval', 'end' or 'never'")
+
+
+@pytest.mark.parametrize("read_only", ["yes", 1, None])
+def test_read_only_is_true_or_false(read_only: Any) -> None:
+    field, _, rule = only_fault(sync={"before": [DOWN | {"read_only": read_only}]})
+
+    assert (field, rule) == ("sync.before[0].read_only", "must be true or false")
+
+
+@pytest.mark.parametrize(
+    ("stage", "block", "field", "home"),
+    [
+        ("after", UP, {"commit": "report"}, "during"),
+        ("after", UP, {"plain": "end"}, "during"),
+        ("before", DOWN, {"commit": "quiet"}, "during"),
+        ("before", DOWN, {"plain": "never"}, "during"),
+        ("during", UP, {"read_only": True}, "before"),
+        ("after", UP, {"read_only": False}, "before"),
+    ],
+)
+def test_a_field_of_another_stages_blocks_is_refused_with_where_it_belongs(
+    stage: str, block: dict[str, Any], field: dict[str, Any], home: str
+) -> None:
+    name, _, rule = only_fault(sync={stage: [block | field]})
+
+    assert name == f"sync.{stage}[0].{next(iter(field))}"
+    assert rule == f"belongs to the blocks of `{home}`, not to those of `{stage}`"
+
+
+def test_a_misspelt_field_of_one_stage_is_found_among_that_stages_fields() -> None:
+    assert only_fault(sync={"during": [UP | {"comit": "quiet"}]})[2].endswith("did you mean 'commit'?")
+    assert only_fault(sync={"before": [DOWN | {"readonly": True}]})[2].endswith("did you mean 'read_only'?")
+    assert "did you mean" not in only_fault(sync={"after": [UP | {"comit": "quiet"}]})[2]
+
+
 @pytest.mark.parametrize("name", ["", "1A", "A=B", "A B", "é", "A\0"])
 def test_a_name_that_is_no_variables_name_is_refused_by_its_place_alone(name: str) -> None:
     field, value, rule = only_fault(environment={"OK": "", name: "x"})
@@ -401,7 +506,8 @@ def test_the_ledgers_form_leaves_out_defaults_and_comes_back_equal() -> None:
 def test_a_record_of_a_newer_version_can_be_read() -> None:
     record = json.loads(parse_definition(FULL).to_json())
     record["new_field"] = 1
-    record["sync"]["before"][0]["new_field"] = 1
+    for stage in ("before", "during", "after"):
+        record["sync"][stage][0]["new_field"] = 1
 
     assert from_json(json.dumps(record)) == parse_definition(FULL)
 
@@ -448,5 +554,56 @@ def test_the_schema_names_every_field_and_both_forms_of_storage() -> None:
     assert schema["additionalProperties"] is False
     assert [form["required"] for form in schema["oneOf"]] == [["sync"], list(SIX)]
     assert schema["$defs"]["DownloadBlock"]["properties"]["direction"]["const"] == "download"
+    checkpoint = schema["$defs"]["CheckpointBlock"]["properties"]
+    assert checkpoint["plain"] == {"enum": ["interval", "end", "never"], **checkpoint["plain"]}
+    assert re.search(checkpoint["commit"]["pattern"], "marker:a/*")
+    assert not re.search(checkpoint["commit"]["pattern"], "always")
+    assert set(schema["$defs"]["UploadBlock"]["properties"]) == set(SyncBlock.model_fields)
     assert all("description" in field for field in schema["properties"].values())
     json.dumps(schema)
+
+
+# -- logs -----------------------------------------------------------------------------------------------------------
+
+
+def test_logs_go_to_a_bucket_and_a_prefix_which_come_together() -> None:
+    base = {"command": "x", "container_group_id": "g", "sync": {}}
+    definition = parse_definition({**base, "log_bucket": "runs", "log_prefix": "logs"})
+    assert (definition.log_bucket, definition.log_prefix) == ("runs", "logs/")
+    assert from_json(definition.to_json()) == definition
+    for given, missing in (("log_bucket", "log_prefix"), ("log_prefix", "log_bucket")):
+        with pytest.raises(DefinitionError) as caught:
+            parse_definition({**base, given: "logs"})
+        assert caught.value.problems == [
+            (missing, "nothing", f"is required: `{given}` is given, and both come together")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("log_prefix", "block"),
+    [
+        ("state", "sync.during[0]"),
+        ("state/logs", "sync.during[0]"),
+        ("state.kelpie/logs", "sync.during[0]"),
+        ("in/logs", "sync.before[0]"),
+        ("out.kelpie/logs", "sync.after[0]"),
+    ],
+)
+def test_logs_that_would_be_taken_for_files_of_the_job_are_refused(log_prefix: str, block: str) -> None:
+    def given(prefix: str, direction: str) -> dict[str, str]:
+        return {"bucket": "runs", "prefix": prefix, "local_path": prefix, "direction": direction}
+
+    sync = {
+        "before": [given("in", "download")],
+        "during": [given("state", "upload")],
+        "after": [given("out", "upload")],
+    }
+    base = {"command": "x", "container_group_id": "g", "sync": sync, "log_bucket": "runs"}
+    with pytest.raises(DefinitionError) as caught:
+        parse_definition({**base, "log_prefix": log_prefix})
+    ((field, _, rule),) = caught.value.problems
+    assert field == "log_prefix"
+    assert f"belongs to {block}" in rule
+    for harmless in ("logs", "out/logs", "stat", "state-logs"):
+        parse_definition({**base, "log_prefix": harmless})
+    parse_definition({**base, "log_bucket": "another", "log_prefix": log_prefix})

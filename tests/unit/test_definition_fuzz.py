@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kelpie_celery.definition import JobDefinition, SyncBlock, from_json, parse_definition
+from kelpie_celery.definition import CheckpointBlock, DownloadBlock, JobDefinition, from_json, parse_definition
 from kelpie_celery.errors import DefinitionError
 
 SECRET = "canary-5f1d"
@@ -31,8 +31,24 @@ secret_values = st.one_of(
 environments = st.one_of(
     st.dictionaries(texts | st.sampled_from(["A", "B_1"]), secret_values, max_size=4), secret_values
 )
-blocks = st.fixed_dictionaries(
-    {}, optional={name: anything | st.sampled_from(["download", "upload", "abc"]) for name in SyncBlock.model_fields}
+block_fields = {**CheckpointBlock.model_fields, **DownloadBlock.model_fields}
+words = st.sampled_from(["download", "upload", "abc", "report", "marker:*", "never"])
+blocks = st.fixed_dictionaries({}, optional=dict.fromkeys(block_fields, anything | words))
+# Blocks that are taken one by one, so that what they may not say together is met as well.
+short_paths = st.sampled_from(["a", "a/b", "a//b", "a/b/c", "./a", "/a", "a.kelpie/b"])
+downloads = st.fixed_dictionaries(
+    {"bucket": st.just("abc"), "prefix": short_paths, "local_path": short_paths, "direction": st.just("download")},
+    optional={"read_only": st.booleans()},
+)
+checkpoints = st.fixed_dictionaries(
+    {"bucket": st.just("abc"), "prefix": short_paths, "local_path": short_paths, "direction": st.just("upload")},
+    optional={
+        "commit": st.sampled_from(["quiet", "report", "marker:**/a"]),
+        "plain": st.sampled_from(["end", "never"]),
+    },
+)
+good_syncs = st.fixed_dictionaries(
+    {"before": st.lists(downloads, max_size=3), "during": st.lists(checkpoints, max_size=4)}
 )
 stages = st.one_of(anything, st.lists(blocks | anything, max_size=3))
 syncs = st.one_of(anything, st.fixed_dictionaries({}, optional=dict.fromkeys(("before", "during", "after"), stages)))
@@ -69,6 +85,12 @@ def check(raw: Any) -> None:
 @given(definitions)
 def test_any_object_is_taken_or_refused_without_showing_a_secret(raw: dict[str, Any]) -> None:
     check(raw)
+
+
+@settings(max_examples=100, deadline=None)
+@given(good_syncs)
+def test_any_good_blocks_are_taken_together_or_refused(sync: dict[str, Any]) -> None:
+    check({"command": "x", "container_group_id": "g", "sync": sync})
 
 
 @settings(max_examples=50, deadline=None)

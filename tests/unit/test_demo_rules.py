@@ -1,4 +1,4 @@
-"""Whom the demo strikes, what it counts as redone, what it accepts as success, and what it shows."""
+"""Whom the demo strikes, what it counts as redone, what it accepts as success, its second act, and what it shows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from kelpie_celery.clock import ManualClock
 from kelpie_celery.definition import parse_definition
 from kelpie_celery.demo import plan, verify
 from kelpie_celery.demo.chaos import Struck, by_signal, choose, missed, ripe
+from kelpie_celery.demo.cloud import Ended, over, told
+from kelpie_celery.demo.cloud import line as line_of_cloud
 from kelpie_celery.demo.plan import Sizes, Strike
 from kelpie_celery.demo.table import LINE_EVERY_S, Display, line, table
 from kelpie_celery.demo.watch import Steps, Watch
 from kelpie_celery.ledger.records import AttemptRecord, JobRecord, Progress
 from kelpie_celery.ledger.types import GroupCounts
 from kelpie_celery.lifecycle import Phase, Status
+from kelpie_celery.local.salad.snapshot import GroupView, InstanceView
+from kelpie_celery.local.salad.states import GroupStatus, InstanceState
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 PLAN = plan.make(Sizes(sweeps=1000, epochs=10, resamples=100))
@@ -174,12 +178,12 @@ def test_a_body_that_ran_beside_the_plan_is_a_problem() -> None:
     assert verify.of_group(GroupCounts(completed=7, pending=1), 7) != []
 
 
-def test_each_planned_strike_must_have_been_made_and_be_in_the_history() -> None:
+def test_each_planned_signal_must_have_been_sent_and_each_strike_be_in_the_history() -> None:
     strike = Strike("a", KILL)
     records = {"a": completed(attempt(1, "interruption", "lease_expired"))}
     assert verify.of_strikes([Struck(strike, "a", 1, "m")], [strike], records) == []
     (missing,) = verify.of_strikes([], [strike], records)
-    assert missing == "0 of 1 planned SIGKILL were made"
+    assert missing == "none of 1 planned SIGKILL was made"
     assert verify.of_strikes([], [Strike("a", KILL, required=False)], records) == []
     gone = {"a": completed(attempt(1, "interruption", "worker_shutdown"))}
     (wrong,) = verify.of_strikes([Struck(strike, "a", 1, "m")], [strike], gone)
@@ -194,6 +198,88 @@ def test_outputs_must_be_the_same_files_with_the_same_bytes() -> None:
         "a: y is on the storage, but not expected",
         "a: x differs from that of the uninterrupted run",
     ]
+
+
+# -- the second act --------------------------------------------------------------------------------------------------
+
+
+def group(status: str = "stopped", interruptions: int = 2, **instances: int) -> GroupView:
+    """The container group of the second act with so many instances in each state."""
+    shown = [
+        InstanceView(f"{state}-{n}", f"m-{n}", InstanceState(state), 0, 1, alive=True, pid=None)
+        for state, count in instances.items()
+        for n in range(count)
+    ]
+    return GroupView(
+        plan.CLOUD_GROUP, plan.CLOUD_NAME, GroupStatus(status), 3, 1, tuple(shown), 36.0, interruptions, 0, ()
+    )
+
+
+def ended(*deeds: str, of: GroupView | None = None, **fields: Any) -> Ended:
+    record = completed(attempt(1, "interruption", "lease_expired"), **fields)
+    return Ended([record], of or group(), deeds)
+
+
+def test_the_jobs_of_the_second_act_are_valid_and_their_rule_starts_from_nothing() -> None:
+    definition = parse_definition(plan.cloud_job(0))
+    assert definition.container_group_id == plan.CLOUD_GROUP == plan.CLOUD_RULE.container_group_id
+    assert (plan.CLOUD_RULE.min_replicas, plan.CLOUD_RULE.max_replicas) == (0, plan.CLOUD_NODES)
+    assert plan.CLOUD_JOBS > plan.CLOUD_NODES
+
+
+def test_a_second_act_that_went_up_and_down_is_accepted_and_its_numbers_are_told() -> None:
+    good = ended("start", "drain", "undrain", "drain", "stop")
+    assert verify.of_cloud(good) == []
+    assert good.summary == (
+        "then 1 more on a simulated SaladCloud, from 0 to 3 nodes and back to 0 by the scaler: 1 start, 1 stop, "
+        "2 nodes vanished, 0.010 GPU hours billed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (ended("start", "drain"), "the scaler did start, drain, and no stop"),
+        (ended("start", "stop"), "and no drain"),
+        (ended("start", "drain", "stop", of=group("running", running=1)), "is running, with 1 instances left"),
+        (ended("start", "drain", "stop", of=group(stopping=2)), "is stopped, with 2 instances left"),
+        (ended("start", "drain", "stop", of=group(interruptions=0)), "no node vanished"),
+        (ended("start", "drain", "stop", num_failures=1), "1 failures"),
+    ],
+)
+def test_a_second_act_that_did_not_is_a_problem(end: Ended, words: str) -> None:
+    (problem,) = verify.of_cloud(end)
+    assert words in problem
+
+
+def test_the_second_act_is_over_when_all_jobs_have_ended_and_no_node_is_left() -> None:
+    done = GroupCounts(completed=2)
+    assert over(group(), done, 2)
+    assert not over(group(), GroupCounts(completed=1, running=1), 2)
+    assert not over(group(stopping=1), done, 2)
+    assert not over(group("running"), done, 2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"action": "start", "replicas": 3}, "starts the group, with 3 nodes, because: work [a]"),
+        ({"action": "set_replicas", "replicas": 1}, "asks for 1 node, because: work [a]"),
+        ({"action": "drain", "replicas": 3}, "tells idle workers to take no more jobs, because: work [a]"),
+        ({"kind": "error"}, "error, because: work [a]"),
+    ],
+)
+def test_what_the_scaler_did_is_told_in_plain_words(entry: dict[str, Any], words: str) -> None:
+    console = Console(file=io.StringIO(), width=160, record=True)
+    console.print(told({"kind": "decision", "reasons": ["work [a]; so that", "more"], **entry}))
+    assert console.export_text().strip() == words
+
+
+def test_a_line_tells_of_jobs_nodes_and_what_they_cost() -> None:
+    counts = GroupCounts(pending=4, running=3, completed=17)
+    assert line_of_cloud(group("running", allocating=1, creating=1, running=2), counts) == (
+        "jobs: 4 pending, 3 running, 17 completed | nodes: 2 on their way, 2 running | 0.010 GPU hours billed"
+    )
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from kelpie_celery.errors import (
     DefinitionError,
     JobFailed,
     KelpieError,
+    LineMoved,
+    PrefixHeld,
+    RuleError,
     StorageError,
     WaitTimeout,
 )
@@ -30,8 +33,12 @@ def sample(kind: type[KelpieError]) -> KelpieError:
     """An error of this class, with its attributes set."""
     if issubclass(kind, DefinitionError):
         return kind(PROBLEMS)
+    if issubclass(kind, RuleError):
+        return kind(PROBLEMS, "rules.toml")
     if issubclass(kind, JobFailed):
         return kind("job-1", "exit_code", "exit code 3")
+    if issubclass(kind, PrefixHeld | LineMoved):
+        return kind("job-1", "b", "k")
     if issubclass(kind, StorageError):
         return kind("it failed", bucket="b", key="k")
     if issubclass(kind, CommandError):
@@ -82,6 +89,15 @@ def test_a_definition_error_says_every_fault() -> None:
     assert str(DefinitionError(PROBLEMS)) == (
         "the job definition is refused: priority: must be at most 9 (got 10); command: is required (got nothing)"
     )
+
+
+@pytest.mark.parametrize("kind", [PrefixHeld, LineMoved])
+def test_a_prefix_that_two_jobs_commit_to_is_told_with_the_other_job(kind: type[PrefixHeld] | type[LineMoved]) -> None:
+    error = kind("job-1", "bucket", "runs/7/")
+
+    assert (error.holder, error.bucket, error.key) == ("job-1", "bucket", "runs/7/")
+    for words in ("job-1", "s3://bucket/runs/7/", "a checkpoint prefix of its own"):
+        assert words in str(error)
 
 
 def test_a_wait_that_takes_too_long_is_also_pythons_own_timeout() -> None:

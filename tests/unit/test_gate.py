@@ -92,6 +92,18 @@ def test_a_worker_that_ends_fetches_nothing(reserved: set[Any]) -> None:
     assert not consumer.qos.can_consume()
 
 
+def test_a_worker_that_drains_fetches_nothing_until_every_reason_is_gone(reserved: set[Any]) -> None:
+    consumer = Consumer("kelpie.g")
+    start(consumer)
+    running = consumer.app.running
+    seen = []
+    for why, on in (("draining", True), ("unfit", True), ("draining", False), ("unfit", False)):
+        assert running.hold_back(why, on=on)
+        assert not running.hold_back(why, on=on), "no change"
+        seen.append(consumer.qos.can_consume())
+    assert seen == [False, False, False, True]
+
+
 @pytest.mark.parametrize(
     ("queues", "groups"),
     [(("kelpie.g", "celery"), ["g"]), (("kelpie.a", "kelpie.b"), ["a", "b"]), (("kelpie.control",), []), ((), [])],

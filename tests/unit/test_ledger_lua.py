@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from importlib.resources import files
 
@@ -19,7 +20,7 @@ def own(operation: str) -> str:
 
 def test_there_is_one_file_for_each_operation_and_none_beside_them() -> None:
     names = {entry.name.removesuffix(".lua") for entry in FOLDER.iterdir()}
-    assert names == {*OPERATIONS, "_common"}
+    assert names == {*OPERATIONS, "_common", "_lines", "_fleet", "_output"}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -42,7 +43,8 @@ def test_an_operation_scans_nothing(operation: str) -> None:
     code = re.sub(r"--.*", "", source(operation))
     assert not re.search(r"'(KEYS|SCAN|HGETALL|SMEMBERS|FLUSH\w+|LRANGE)'", code)
     for line in code.splitlines():
-        assert "ZRANGE" not in line or "'LIMIT', 0, " in line, f"unbounded: {line}"
+        bounded = "'LIMIT', 0, " in line
+        assert not re.search(r"'Z(REV)?RANGE", line) or bounded, f"unbounded: {line}"
     assert "while" not in code
 
 
@@ -64,10 +66,31 @@ def test_python_and_lua_agree_on_the_names_of_keys() -> None:
     assert "P .. 'attempts:' .. id" in common
     assert keys.index("G", "running") == "kelpie:g:G:running"
     assert keys.counts("G") == "kelpie:g:G:counts"
+    for name in ("workers", "worker", "streaks", "succeeded", "moves", "decisions", "scaler"):
+        made = getattr(keys, name)(*(["G", "W"] if name == "worker" else ["G"]))
+        assert made == f"kelpie:g:G:{name}" + (":W" if name == "worker" else "")
+    assert keys.machines("G") == keys.index("G", "machines")
+    assert (keys.machine("G", "M"), keys.bans("G", "M")) == ("kelpie:g:G:machine:M", "kelpie:g:G:bans:M")
+    assert keys.bucket("B") == "kelpie:bucket:B"
+    assert "'kelpie:bucket:' .. ARGV[1]" in own("token")
+    assert keys.output("G", "X") == "kelpie:g:G:output:X"
+    assert "P .. 'output:' .. id" in (FOLDER / "_output.lua").read_text()
+    lines = (FOLDER / "_lines.lua").read_text()
+    assert keys.line("D") == "kelpie:line:D"
+    assert "'kelpie:line:' .. digest" in lines
     tick = own("tick")
     assert keys.queue_list("G", 0) == "kelpie.G"
     assert keys.queue_list("G", 3) == "kelpie.G:3"
     assert "'kelpie.' .. ARGV[1] .. (priority > 0 and (':' .. priority) or '')" in tick
+
+
+def test_a_line_is_named_by_the_whole_of_its_address() -> None:
+    digests = {
+        keys.line_digest(*address) for address in (("e", "b", "p"), ("", "b", "p"), ("e", "b", "p/"), ("e", "bp", ""))
+    }
+    assert len(digests) == 4
+    assert {len(digest) for digest in digests} == {32}
+    assert keys.line_digest("e", "b", "p") == hashlib.sha256(b"e\nb\np").hexdigest()[:32]
 
 
 def test_every_key_that_is_used_is_listed() -> None:

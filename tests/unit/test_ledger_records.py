@@ -42,6 +42,14 @@ def test_a_phase_is_shown_only_while_the_job_runs(status: str, phase: str, shown
     assert parse_record("j1", "g", {"status": status, "phase": phase}).phase is shown
 
 
+@pytest.mark.parametrize(("status", "shown"), [("running", True), ("pending", False), ("completed", False)])
+def test_a_transfer_is_shown_only_while_the_job_runs(status: str, shown: bool) -> None:
+    record = parse_record("j1", "g", {"status": status, "transfer": '{"stage":"restore","done_bytes":7,"newer":1}'})
+    assert (record.transfer is not None) is shown
+    if record.transfer:
+        assert (record.transfer.stage, record.transfer.done_bytes, record.transfer.left_s) == ("restore", 7, None)
+
+
 def test_empty_words_in_redis_are_nothing_in_a_record() -> None:
     record = parse_record("j1", "g", {"status": "completed", "reason": "", "message_text": "", "result": "null"})
     assert (record.reason, record.message, record.result) == (None, None, None)
@@ -81,3 +89,4 @@ def test_the_timings_are_the_documented_ones() -> None:
     t = Timings()
     assert (t.min_lease_s, t.poison_deaths, t.poison_window_s) == (30, 10, 600)
     assert (t.job_retention_s, t.ban_ttl_s, t.ban_yield_s) == (30 * 86400, 86400, 300)
+    assert t.line_retention_s == 90 * 86400

@@ -1,10 +1,13 @@
 import shlex
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from kelpie_celery.local import envfile
-from kelpie_celery.local.machine import inherited
+from kelpie_celery.local.machine import for_the_scaler, inherited
 from kelpie_celery.local.processes import describe_exit
+from kelpie_celery.local.stack import LocalStack
 from kelpie_celery.local.up import without_password
 
 SURROUNDING = {
@@ -29,6 +32,12 @@ def test_a_stack_with_its_own_storage_takes_nothing_that_points_elsewhere() -> N
 
 def test_a_stack_on_the_users_storage_keeps_the_users_access_to_it() -> None:
     assert inherited(SURROUNDING, own_storage=False)["AWS_PROFILE"] == "work"
+
+
+def test_the_key_of_saladcloud_is_for_the_control_worker_alone() -> None:
+    shell = {**SURROUNDING, "SALAD_API_KEY": "secret", "SALAD_ORGANIZATION_NAME": "mine", "SALAD_PROJECT": "p"}
+    assert "secret" not in inherited(shell, own_storage=False).values()
+    assert for_the_scaler(shell) == {"SALAD_API_KEY": "secret", "SALAD_ORGANIZATION_NAME": "mine", "SALAD_PROJECT": "p"}
 
 
 @pytest.mark.parametrize("value", ["plain", "two words", "it's", 'a "b" $HOME `id`', "x\ny", ""])
@@ -65,3 +74,25 @@ def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None
 )
 def test_an_exit_code_is_told_in_words(code: int | None, words: str) -> None:
     assert describe_exit(code) == words
+
+
+def test_of_a_stack_only_the_control_worker_hears_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SALAD_API_KEY", "secret")
+    seen: dict[str, dict[str, str]] = {}
+
+    def launch(
+        stack: LocalStack, name: str, _argv: list[str], env: Mapping[str, str], *_: object, **__: object
+    ) -> None:
+        seen[name] = {**stack._process_env(), **env}
+
+    monkeypatch.setattr(LocalStack, "_launch", launch)
+    stack = LocalStack(tmp_path, redis_url="redis://127.0.0.1:1/0", s3=False)
+    stack.start_helper("control", env={"KELPIE_SALAD_API_URL": "http://127.0.0.1:2"})
+    stack.start_helper("beat")
+    stack.start_worker()
+    assert {name: "secret" in env.values() for name, env in seen.items()} == {
+        "control": True,
+        "beat": False,
+        "worker-1": False,
+    }
+    assert seen["control"]["KELPIE_SALAD_API_URL"] == "http://127.0.0.1:2"

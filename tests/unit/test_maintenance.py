@@ -10,7 +10,7 @@ import pytest
 from kelpie_celery.clock import ManualClock
 from kelpie_celery.errors import LedgerUnavailable
 from kelpie_celery.ledger.types import Tick
-from kelpie_celery.maintenance import JUMP_S, Maintainer
+from kelpie_celery.maintenance import ANNOUNCE_S, JUMP_S, REPLAY_S, Maintainer
 
 
 @dataclass
@@ -125,3 +125,45 @@ def test_only_what_was_brought_back_is_logged(
     with caplog.at_level(logging.INFO):
         maintainer.tick("a")
     assert [vars(record)["action"] for record in caplog.records] == ["maintained"] * lines
+
+
+def test_a_slow_replay_is_the_last_of_its_tick_and_the_others_are_left_in_the_outbox(
+    maintainer: Maintainer, ledger: TickedLedger, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed: list[str] = []
+
+    def slow_replay(_app: Any, job_id: str, _hostname: str) -> None:
+        replayed.append(job_id)
+        clock.advance(REPLAY_S - 1)
+
+    monkeypatch.setattr("kelpie_celery.maintenance.replay", slow_replay)
+    ledger.answer = Tick(0.0, outbox=("one", "two", "three", "four"))
+    maintainer.tick("a")
+    assert replayed == ["one", "two"]
+
+
+def test_listeners_that_cannot_be_told_of_lost_attempts_hold_up_nothing(
+    maintainer: Maintainer, ledger: TickedLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # This ledger can be asked for no record.
+    ledger.answer = Tick(0.0, reaped=1, lost=("one",))
+    with caplog.at_level(logging.INFO):
+        assert maintainer.tick("a") is ledger.answer
+    assert "announce_failed" in [getattr(record, "action", "") for record in caplog.records]
+
+
+def test_one_job_that_cannot_be_told_of_keeps_no_other_back_and_a_slow_broker_does_not_keep_the_pulse(
+    maintainer: Maintainer, ledger: TickedLedger, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def announce(_app: Any, job_id: str) -> None:
+        told.append(job_id)
+        clock.advance(ANNOUNCE_S / 2)
+        if job_id == "one":
+            raise ValueError("its message is spoilt")
+
+    monkeypatch.setattr("kelpie_celery.maintenance.announce_lost", announce)
+    ledger.answer = Tick(0.0, reaped=5, lost=("one", "two", "three", "four", "five"))
+    assert maintainer.tick("a") is ledger.answer
+    assert told == ["one", "two", "three"]

@@ -8,7 +8,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kelpie_celery.errors import JobExists, LedgerUnavailable
+from kelpie_celery.errors import JobExists, LedgerRefused, LedgerUnavailable
 from kelpie_celery.patience import until_the_ledger_answers
 
 
@@ -74,3 +74,19 @@ def test_pauses_stay_short_and_a_long_outage_is_logged_now_and_then(
     assert len(pauses) == 60
     assert max(pauses) <= 2
     assert [vars(record)["tries"] for record in caplog.records] == [1, 5, 20, 40, 60]
+
+
+@pytest.mark.parametrize(
+    ("error", "action"), [(LedgerUnavailable("away"), "ledger_away"), (LedgerRefused("NOPERM"), "ledger_refuses")]
+)
+def test_an_outage_and_a_refusal_are_told_as_what_they_are(
+    error: Exception, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = failing(error)
+
+    def call() -> None:
+        if outcome := next(outcomes):
+            raise outcome
+
+    until_the_ledger_answers(call)
+    assert [getattr(record, "action", "") for record in caplog.records] == [action]

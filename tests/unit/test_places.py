@@ -51,6 +51,24 @@ async def test_a_directory_is_free_again_after_its_holder() -> None:
     assert places.slots.gpus(0) is None
 
 
+async def test_a_long_wait_for_directories_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kelpie_worker.places.TELL_S", 0.0)
+    monkeypatch.setattr("kelpie_worker.places._POLL_S", 0.0)
+    directories = Places([None, None]).directories
+    await directories.acquire("first", [Path("/a")])
+    waits: list[bool] = []
+    waiting = asyncio.create_task(directories.acquire("second", [Path("/a/b")], waits.append))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    directories.release("first")
+    await asyncio.wait_for(waiting, 5)
+    told = [record for record in caplog.records if getattr(record, "action", "") == "directories_wait"]
+    assert [record.__dict__["paths"] for record in told] == [["/a/b"]]
+    assert waits == [True, False], "who looks at the job's record sees it too, and no longer than it is so"
+
+
 async def test_each_slot_has_directories_of_its_own() -> None:
     places = Places([None, None])
     async with places.slot() as first, places.slot() as second:

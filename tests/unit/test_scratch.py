@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from kelpie_worker.scratch import Scratch
+import pytest
+
+from kelpie_worker.scratch import Scratch, remove_abandoned
 
 DIES = """
 import os, sys
@@ -40,3 +43,25 @@ def test_what_a_dead_worker_left_is_removed_and_what_a_live_one_holds_is_kept(tm
     assert not dead.exists()
     assert os.access(alive.path, os.W_OK)
     assert foreign.exists()
+
+
+def test_a_folder_that_another_worker_takes_for_a_dead_ones_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given two workers that start at once: one looks for the dead while the other has not locked its folder yet."""
+    looked: list[list[Path]] = []
+    flock = fcntl.flock
+
+    def slow(lock: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX and not looked:
+            looked.append(list(tmp_path.glob("kelpie-worker-*")))
+            remove_abandoned(tmp_path)
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    scratch = Scratch(tmp_path)
+    (taken,) = looked[0]
+    assert not taken.exists()
+    assert (scratch.path / "lock").exists()
+    remove_abandoned(tmp_path)
+    assert scratch.path.exists()

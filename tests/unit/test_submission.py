@@ -26,7 +26,10 @@ def test_a_job_is_called_by_its_tag_or_its_program(tags: dict[str, str], name: s
 
 
 def test_what_flower_shows_holds_neither_arguments_nor_environment() -> None:
-    assert description(definition()) == "('train', 'g')"
+    assert description(definition()) == "command 'train', group 'g'"
+    assert description(definition(tags={"name": "run 7"})) == "name 'run 7', command 'train', group 'g'"
+    for command in (f"train --key {SECRET}", f"curl https://user:{SECRET}@host/x?k={SECRET}"):
+        assert SECRET not in description(definition(command=command))
 
 
 def test_a_record_holds_what_the_definition_says() -> None:

@@ -33,6 +33,19 @@ def test_the_older_fields_go_to_the_workers_directories(dirs: Dirs, tmp_path: Pa
     assert plan.paths == [Path("/input"), dirs.workdir / "ckpt", dirs.workdir / "out"]
 
 
+def test_what_blocks_say_of_commits_plain_keys_and_writing_is_placed(dirs: Dirs, tmp_path: Path) -> None:
+    where = {"bucket": "bkt", "prefix": "p", "local_path": "a"}
+    sync = {
+        "before": [{**where, "prefix": "in", "local_path": "in", "direction": "download", "read_only": True}],
+        "during": [{**where, "direction": "upload", "commit": "marker:*/DONE", "plain": "end"}],
+    }
+    plan = place(parse_definition({"command": "c", "container_group_id": "g", "sync": sync}), dirs, tmp_path / "s")
+    assert plan.before[0].read_only is True
+    assert (plan.during[0].commit, plan.during[0].plain) == ("marker:*/DONE", "end")
+    assert plan.commit == "marker:*/DONE"
+    assert place(definition("a"), dirs, tmp_path / "s").commit == "quiet"
+
+
 def test_a_relative_path_is_relative_to_the_working_directory(dirs: Dirs, tmp_path: Path) -> None:
     assert place(definition("a/b"), dirs, tmp_path / "s").after[0].path == dirs.workdir / "a" / "b"
 
@@ -65,6 +78,14 @@ def test_the_working_directory_and_what_holds_it_are_refused(dirs: Dirs, tmp_pat
     for path in (dirs.workdir, tmp_path):
         with pytest.raises(LocalPathError):
             place(definition(str(path)), dirs, tmp_path / "s")
+
+
+def test_kelpies_cache_is_no_jobs_directory(dirs: Dirs, tmp_path: Path) -> None:
+    cache = tmp_path / "var" / "cache"
+    for path in (cache, cache.parent, cache / "inputs"):
+        with pytest.raises(LocalPathError, match="kelpie's cache"):
+            place(definition(str(path)), dirs, tmp_path / "s", [cache])
+    assert place(definition(str(tmp_path / "var" / "other")), dirs, tmp_path / "s", [cache]).after
 
 
 def test_a_link_to_a_forbidden_place_is_refused(dirs: Dirs, tmp_path: Path) -> None:

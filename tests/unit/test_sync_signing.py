@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
 
+import botocore.auth
 import pytest
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from kelpie_celery.clock import ManualClock
 from kelpie_worker.sync.config import StorageConfig
@@ -52,6 +58,27 @@ def test_a_url_ends_with_the_trust_and_not_later(valid_s: float, wall: float) ->
     begin, expires_s = signed_window(Presigner(CONFIG, storage).url("PUT", "http://s3/b", "k", valid_s=valid_s))
     assert begin <= wall
     assert wall + valid_s - 1.0 < begin + expires_s <= wall + valid_s
+
+
+@pytest.mark.parametrize("base_url", ["http://s3/b", "https://b.s3.eu-west-1.amazonaws.com", "https://s3:9000/b"])
+@pytest.mark.parametrize("key", ["k", "a b/ü+%~", "dir/name=1&2;'*(x)!"])
+@pytest.mark.parametrize("token", [None, "TOKEN/+="])
+def test_a_url_is_the_one_that_botocore_makes(
+    base_url: str, key: str, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parameters come in another order, which does not matter to anybody."""
+    query = {"uploadId": "a+b/c=", "partNumber": "7"}
+    headers = {"x-amz-copy-source": "/b/a%20b", "Content-MD5": "x+/=="}
+    _, storage = clock_at(1_000_000.0)
+    ours = Presigner(replace(CONFIG, session_token=token), storage).url(
+        "PUT", base_url, key, valid_s=60, query=query, headers=headers
+    )
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: datetime.fromtimestamp(1_000_000, UTC))
+    url = f"{base_url}/{quote(key, safe='/~')}"
+    request: Any = AWSRequest(method="PUT", url=url, params=query, headers=headers)
+    S3SigV4QueryAuth(Credentials("AK", "SK", token), "s3", CONFIG.region, expires=60).add_auth(request)
+    assert urlsplit(ours)[:3] == urlsplit(request.url)[:3]
+    assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(request.url).query)
 
 
 def test_keys_parameters_and_headers_are_signed() -> None:

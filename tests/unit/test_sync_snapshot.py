@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kelpie_worker.sync.errors import LocalFileError
-from kelpie_worker.sync.snapshot import take
+from kelpie_worker.sync.snapshot import Snapshot, take
 
 
 def test_regular_files_are_seen_at_any_depth(tmp_path: Path) -> None:
@@ -74,3 +74,69 @@ def test_folders_with_reserved_names_are_told(tmp_path: Path) -> None:
     snapshot = take(tmp_path)
     assert snapshot.reserved == ("a/x.kelpie",)
     assert list(snapshot.files) == ["y.kelpie"]
+
+
+def test_links_are_noted_with_their_text_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "folder-link").symlink_to("../there")
+    (tmp_path / "dangling").symlink_to("/no/such\nplace")
+    (tmp_path / ".kelpie-tmp-1").symlink_to("there")
+    (tmp_path / "not-text").symlink_to("\udcff")
+    snapshot = take(tmp_path)
+    assert snapshot.links == {"a/folder-link": "../there", "dangling": "/no/such\nplace", "not-text": "\udcff"}
+    assert list(snapshot.files) == ["there/file"]
+
+
+def test_folders_are_noted_empty_ones_too(tmp_path: Path) -> None:
+    (tmp_path / "a" / "empty").mkdir(parents=True)
+    (tmp_path / "a" / "x.kelpie" / "below").mkdir(parents=True)
+    assert take(tmp_path).folders == {"a", "a/empty"}
+
+
+def test_permission_bits_are_noted_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder").chmod(0o2750)
+    (tmp_path / "program").touch()
+    (tmp_path / "program").chmod(0o4755)
+    (tmp_path / "link").symlink_to("program")
+    (tmp_path / "secret").touch(0o600)
+    assert take(tmp_path).modes == {"folder": 0o750, "program": 0o755, "secret": 0o600}
+
+
+def test_what_is_neither_file_nor_link_nor_folder_is_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert take(tmp_path) == Snapshot({})
+
+
+@pytest.mark.parametrize("change", ["link", "folder", "mode of a folder"])
+def test_snapshots_differ_by_all_that_they_note(tmp_path: Path, change: str) -> None:
+    (tmp_path / "a").mkdir()
+    before = take(tmp_path)
+    assert take(tmp_path) == before
+    if change == "link":
+        (tmp_path / "link").symlink_to("a")
+    elif change == "folder":
+        (tmp_path / "b").mkdir()
+    else:
+        (tmp_path / "a").chmod(0o700)
+    assert take(tmp_path) != before
+
+
+def test_a_file_that_takes_the_place_of_a_link_under_the_walk_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").symlink_to("nowhere")
+    (tmp_path / "new").write_text("123")
+    readlink = os.readlink
+
+    def readlink_late(path: str) -> str:
+        (tmp_path / "new").rename(tmp_path / "a")
+        return readlink(path)
+
+    monkeypatch.setattr("kelpie_worker.sync.snapshot.os.readlink", readlink_late)
+    snapshot = take(tmp_path)
+    assert snapshot.files["a"].size_bytes == 3
+    assert snapshot.modes["a"] == (tmp_path / "a").stat().st_mode & 0o777
+    assert snapshot.links == {}

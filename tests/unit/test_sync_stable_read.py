@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kelpie_worker.sync.bodies import FileBody, FileChanged
-from kelpie_worker.sync.stable_read import PART_BYTES, Captured, capture, digest, part_size
+from kelpie_worker.sync.stable_read import PART_BYTES, SINGLE_BYTES, Captured, capture, digest, part_size
 
 MIB = 1024 * 1024
 
@@ -23,12 +23,12 @@ def path(tmp_path: Path) -> Path:
 
 
 async def content(captured: Captured) -> bytes:
-    data = b"".join([chunk for body in captured.bodies(lambda _: None) async for chunk in body.chunks()])
+    data = b"".join([bytes(chunk) for body in captured.bodies(lambda _: None) for chunk in body.chunks()])
     captured.close()
     return data
 
 
-@pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1])
+@pytest.mark.parametrize("size", [0, 1, SINGLE_BYTES, SINGLE_BYTES + 1])
 @pytest.mark.parametrize("copied", [False, True])
 async def test_a_file_that_holds_still_is_captured(path: Path, size: int, copied: bool) -> None:
     data = os.urandom(size)
@@ -36,7 +36,7 @@ async def test_a_file_that_holds_still_is_captured(path: Path, size: int, copied
     copy = path.with_name("copy") if copied else None
     captured = await capture(path, copy_to=copy)
     assert captured.source_sha256 == captured.sent.sha256 == hashlib.sha256(data).hexdigest()
-    assert len(captured.sent.parts) == max(1, -(-size // PART_BYTES))
+    assert len(captured.sent.parts) == (1 if size <= SINGLE_BYTES else -(-size // PART_BYTES))
     assert await content(captured) == data
     assert copy is None or not copy.exists()
 
@@ -64,12 +64,12 @@ async def test_a_file_that_changed_after_it_was_captured_is_never_sent_whole(pat
         file.write(b"y")
     sent = bytearray()
 
-    async def send() -> None:
-        async for chunk in captured.bodies(lambda _: None)[0].chunks():
+    def send() -> None:
+        for chunk in captured.bodies(lambda _: None)[0].chunks():
             sent.extend(chunk)
 
     with pytest.raises(FileChanged):
-        await send()
+        send()
     assert len(sent) < 3 * MIB
     captured.close()
 
@@ -95,18 +95,18 @@ class Meddler:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, times: int, *, keep_times: bool = False) -> None:
         self.left, self.reads = times, 0
-        pread = os.pread
+        preadv = os.preadv
 
-        def meddling(fd: int, size: int, at: int) -> bytes:
-            data = pread(fd, size, at)
+        def meddling(fd: int, buffers: list[memoryview], at: int) -> int:
+            count = preadv(fd, buffers, at)
             self.reads += 1
             if self.left:
                 self.left -= 1
                 self.write(path)
-            return data
+            return count
 
         self._keep_times = keep_times
-        monkeypatch.setattr(os, "pread", meddling)
+        monkeypatch.setattr(os, "preadv", meddling)
 
     def write(self, path: Path) -> None:
         before = path.stat()
@@ -145,15 +145,15 @@ async def test_a_file_that_only_grows_is_taken_at_the_length_that_it_had(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path.write_bytes(b"x" * MIB)
-    pread = os.pread
+    preadv = os.preadv
 
-    def growing(fd: int, size: int, at: int) -> bytes:
-        data = pread(fd, size, at)
+    def growing(fd: int, buffers: list[memoryview], at: int) -> int:
+        count = preadv(fd, buffers, at)
         with path.open("ab") as file:
             file.write(b"y")
-        return data
+        return count
 
-    monkeypatch.setattr(os, "pread", growing)
+    monkeypatch.setattr(os, "preadv", growing)
     captured = await capture(path)
     monkeypatch.undo()
     assert captured.sent.size_bytes == MIB
@@ -166,14 +166,14 @@ async def test_a_file_that_somebody_has_mapped_for_writing_is_read_twice(
 ) -> None:
     path.write_bytes(b"x" * MIB)
     reads = 0
-    pread = os.pread
+    preadv = os.preadv
 
-    def counting(fd: int, size: int, at: int) -> bytes:
+    def counting(fd: int, buffers: list[memoryview], at: int) -> int:
         nonlocal reads
         reads += 1
-        return pread(fd, size, at)
+        return preadv(fd, buffers, at)
 
-    monkeypatch.setattr(os, "pread", counting)
+    monkeypatch.setattr(os, "preadv", counting)
     (await capture(path)).close()
     assert reads == 1
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
@@ -183,14 +183,14 @@ async def test_a_file_that_somebody_has_mapped_for_writing_is_read_twice(
 
 async def test_an_early_end_is_a_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"x" * 2 * MIB)
-    pread = os.pread
+    preadv = os.preadv
 
-    def shrinking(fd: int, size: int, at: int) -> bytes:
-        data = pread(fd, size, at)
+    def shrinking(fd: int, buffers: list[memoryview], at: int) -> int:
+        count = preadv(fd, buffers, at)
         os.truncate(path, max(0, path.stat().st_size - MIB))
-        return data
+        return count
 
-    monkeypatch.setattr(os, "pread", shrinking)
+    monkeypatch.setattr(os, "preadv", shrinking)
     captured = await capture(path)
     assert captured.sent.size_bytes == 0
     captured.close()
@@ -201,7 +201,7 @@ async def test_a_body_can_be_read_again_for_another_try(path: Path) -> None:
     captured = await capture(path)
     body: FileBody = captured.bodies(lambda _: None)[0]
     for _ in range(2):
-        assert b"".join([chunk async for chunk in body.chunks()]) == b"x" * MIB
+        assert b"".join([bytes(chunk) for chunk in body.chunks()]) == b"x" * MIB
     captured.close()
 
 
@@ -212,7 +212,14 @@ async def test_the_digest_of_a_file_is_that_of_its_content(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("size", "part"),
-    [(0, 8 * MIB), (9 * MIB, 8 * MIB), (80_000 * MIB, 8 * MIB), (80_001 * MIB, 9 * MIB), (5 * 1024**4, 525 * MIB)],
+    [
+        (0, 32 * MIB),
+        (32 * MIB, 32 * MIB),
+        (33 * MIB, 8 * MIB),
+        (80_000 * MIB, 8 * MIB),
+        (80_001 * MIB, 9 * MIB),
+        (5 * 1024**4, 525 * MIB),
+    ],
 )
 def test_parts_are_equal_and_at_most_ten_thousand(size: int, part: int) -> None:
     assert part_size(size) == part

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 
 import pytest
@@ -12,7 +14,7 @@ from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync import retry
 from kelpie_worker.sync.progress import Meter, Progress
 from kelpie_worker.sync.retry import Patience
-from kelpie_worker.sync.threads import in_thread, run_bounded
+from kelpie_worker.sync.threads import idle_threads, in_thread, run_bounded
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +116,14 @@ async def test_cancelling_waits_for_the_thread_to_let_go() -> None:
     assert ended.is_set()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
+async def test_work_that_can_wait_leaves_the_cpu_to_others() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    assert await in_thread(niceness, idle_threads()) > await in_thread(niceness) == niceness()
+
+
 async def test_bounded_work_keeps_its_bound_and_its_order() -> None:
     running, most, begun = 0, 0, list[int]()
 
@@ -142,3 +152,46 @@ async def test_bounded_work_raises_the_first_error_plainly_and_stops_the_rest() 
     with pytest.raises(StorageUnavailable):
         await run_bounded(range(10), work, 3)
     assert done == [0]
+
+
+async def test_what_is_reported_counts_from_where_the_transfer_began() -> None:
+    reports, told = list[Progress](), asyncio.Event()
+    meter = Meter("commit")
+    meter.add(1000)  # an earlier one
+
+    def note(progress: Progress) -> None:
+        reports.append(progress)
+        told.set()
+
+    async with meter.reporting(note, every_s=0.01):
+        meter.add(40)
+        meter.expect(60)
+        await asyncio.wait_for(told.wait(), 5)
+        meter.add(60)
+    assert (reports[0].done_bytes, reports[0].total_bytes) == (40, 100)
+    assert reports[0].left_s == pytest.approx(60 / 4000)
+    last = reports[-1]
+    assert (last.done_bytes, last.total_bytes, last.over) == (100, 100, True)
+
+
+@pytest.mark.parametrize(("left", "total"), [(None, 0), (10, 50)])
+async def test_a_total_that_nobody_knows_or_that_was_exceeded_is_not_told(left: int | None, total: int) -> None:
+    reports, told = list[Progress](), asyncio.Event()
+    meter = Meter("commit", total_bytes=7)
+
+    def note(progress: Progress) -> None:
+        reports.append(progress)
+        told.set()
+
+    async with meter.reporting(note, every_s=0.01):
+        meter.expect(left)
+        meter.add(50)  # some of it a second time
+        await asyncio.wait_for(told.wait(), 5)
+    assert reports[0].total_bytes == total
+
+
+async def test_a_short_transfer_is_not_reported() -> None:
+    reports = list[Progress]()
+    async with Meter("commit").reporting(reports.append, every_s=60.0):
+        pass
+    assert reports == []

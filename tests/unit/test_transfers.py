@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from kelpie_celery.definition import parse_definition
-from kelpie_celery.transfers import Transfers
+from kelpie_celery.transfers import Place, Transfers, directory
 
 
 def plan(**storage: Any) -> Transfers:
@@ -82,3 +84,30 @@ def test_stage_index_and_pattern_are_those_of_the_definition() -> None:
     found = plan(sync={"during": blocks})
 
     assert [(t.stage, t.index, t.pattern) for t in found.during] == [("during", 0, None), ("during", 1, "x$")]
+
+
+def test_commit_plain_and_read_only_are_those_of_the_definition() -> None:
+    found = plan(
+        sync={
+            "before": [block("in", "in", "download") | {"read_only": True}],
+            "during": [block("a", "a", "upload") | {"commit": "report", "plain": "never"}],
+        }
+    )
+
+    assert found.before[0].read_only is True
+    assert (found.during[0].commit, found.during[0].plain) == ("report", "never")
+
+
+def test_the_older_fields_mean_the_defaults() -> None:
+    names = [f"{name}_{part}" for name in ("input", "checkpoint", "output") for part in ("bucket", "prefix")]
+    found = plan(**dict.fromkeys(names, "data"))
+
+    blocks = (*found.before, *found.during, *found.after)
+    assert {(t.commit, t.plain, t.read_only) for t in blocks} == {("quiet", "interval", False)}
+
+
+@pytest.mark.parametrize(
+    ("written", "means"), [("a", "a"), ("./a/", "a"), ("a//b/.", "a/b"), ("/a/b", "/a/b"), ("//a", "/a")]
+)
+def test_a_directory_is_known_however_it_is_written(written: str, means: str) -> None:
+    assert directory(Place("bucket", "p/", written)) == means

@@ -10,7 +10,7 @@ if status == 'draft' then
   redis.call('HSET', job_key(id), 'status', 'canceled', 'reason', 'canceled', 'message_text', ARGV[2], 'ended_at', ts(now),
     'celery_done', 1)
   redis.call('EXPIRE', job_key(id), ARGV[3])
-  redis.call('EXPIRE', 'kelpie:where:' .. id, ARGV[3])
+  or_later('where:' .. id, 'EXPIRE', 'kelpie:where:' .. id, ARGV[3])
   return {'canceled'}
 end
 if status == 'running' then
@@ -18,6 +18,7 @@ if status == 'running' then
   return {'canceling'}
 end
 if status == 'pending' then
+  account_wait(id)
   -- The outbox is due at once: somebody has to tell Celery.
   finish(id, 'canceled', 'canceled', ARGV[2], 'null', 0, ARGV[3])
   return {'canceled'}

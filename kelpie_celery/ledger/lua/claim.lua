@@ -1,8 +1,9 @@
 -- Gives a pending job to one attempt, and to no other.
 -- ARGV: 1 id, 2 nonce, 3 machine, 4 worker, 5 shortest lease (s), 6 time of the message received (s, '' = unknown),
---       7 outbox lease (s), 8 ban yield (s), 9 machine counted alive if seen within (s), 10 may run ('1' | '0')
+--       7 outbox lease (s), 8 ban yield (s), 9 machine counted alive if seen within (s), 10 may run ('1' | '0'),
+--       11 worker as its pulse calls it ('' = it has none)
 -- Returns {'granted', attempt, lease_s, now, definition, parents, num_failures, created, started, commit pointer,
---          continues, seconds that its commands ran before}
+--          continues, seconds that its commands ran before, result that an earlier attempt could not report ('' = none)}
 --       | {'ended', status, result, reason, message}    the caller replays Celery's bookkeeping
 --       | {'refused', why} | {'banned', pause_s}
 -- Invariant: asked again with the nonce that was granted (the answer was lost), it grants the same attempt again.
@@ -29,9 +30,9 @@ end
 local lease_s = math.max(2 * num(r[3]), num(ARGV[5]))
 local function grant(attempt)
   local d = redis.call('HMGET', key, 'definition', 'parents', 'num_failures', 'created', 'started', 'commit', 'continues',
-    'ran_s')
+    'ran_s', 'finished')
   return {'granted', tostring(attempt), tostring(lease_s), ts(now), d[1], d[2] or '[]', d[3] or '0', d[4], d[5], d[6] or '',
-    d[7] or '0', d[8] or '0'}
+    d[7] or '0', d[8] or '0', d[9] or ''}
 end
 if status == 'running' and r[6] == nonce then
   -- The caller trusts its lease from this call on, so the ledger must count from it too.
@@ -45,6 +46,12 @@ if ARGV[10] ~= '1' then
   -- A worker that ends had this message in hand already: it goes to another one at once.
   publish(id)
   return {'refused', 'no-runner'}
+end
+local closed = redis.call('HGET', P .. 'scaler', 'closed')
+if ARGV[11] ~= '' and (num(redis.call('HGET', P .. 'worker:' .. ARGV[11], 'draining')) > now or num(closed) > now) then
+  -- It is about to go: the message, which it had in hand already, goes to another one at once.
+  publish(id)
+  return {'refused', 'draining'}
 end
 
 -- A ban holds while another live machine may take the job and the job has not waited too long.
@@ -63,13 +70,16 @@ if ban and num(ban) > now and now - num(r[8]) < num(ARGV[8]) then
 end
 
 local attempt = redis.call('HINCRBY', key, 'attempt', 1)
+account_wait(id)
 leave_queue(id)
 redis.call('HSET', key, 'status', 'running', 'phase', 'restoring', 'nonce', nonce, 'machine', machine, 'worker', ARGV[4],
-  'lease_s', tostring(lease_s), 'heartbeat_at', ts(now), 'attempt_started', ts(now))
+  'holder', ARGV[11], 'lease_s', tostring(lease_s), 'heartbeat_at', ts(now), 'attempt_started', ts(now))
 redis.call('HSETNX', key, 'started', ts(now))
-redis.call('HDEL', key, 'launched_at', 'reaped', 'released', 'released_as', 'committed_in', 'progress')
+redis.call('HDEL', key, 'launched_at', 'exited_at', 'reaped', 'released', 'released_as', 'committed_in', 'progress',
+  'transfer', 'counted_till', 'settled', 'attempt_commits')
 redis.call('ZADD', P .. 'running', ts(now + lease_s), id)
 redis.call('RPUSH', P .. 'attempts:' .. id, cjson.encode({n = attempt, nonce = nonce, machine = machine, worker = ARGV[4],
   started = now}))
 redis.call('LTRIM', P .. 'attempts:' .. id, -50, -1)
+announce(id, 'running', '')
 return grant(attempt)

@@ -6,4 +6,5 @@ if not find(id) or not ended(get(id, 'status')) then return 0 end
 redis.call('HSET', job_key(id), 'celery_done', 1)
 redis.call('HDEL', job_key(id), 'outbox_until')
 redis.call('ZREM', P .. 'outbox', id)
+redis.call('ZREM', P .. 'outbox_left', id)
 return 1

@@ -3,7 +3,7 @@
 --       5 caller knows of an outage or a clock jump ('1' | '0'), 6 caller has just started ('1' | '0'),
 --       7 retention (s), 8 slack of the watermark (s), 9 an empty list proves a loss after (s),
 --       10 deaths that poison, 11 window after the command's start (s), 12 outbox lease (s)
--- Returns {'busy'} | {'ok', now, reaped, promoted, republished, expired, ids for the outbox...}
+-- Returns {'busy'} | {'ok', now, promoted, republished, expired, how many were reaped, their ids..., ids for the outbox...}
 -- Invariants: nothing is reaped for one lease after a restart, an outage or a jump of TIME (amnesty): its holder could
 -- not renew, and is given the time to. An outage that only the caller saw, while others did maintenance, counts for
 -- nothing: in a large group somebody always comes back from one, and the dead must be reaped none the less.
@@ -34,7 +34,7 @@ redis.call('HSET', P .. 'tick', 'last', ts(now), turn, ts(now), 'gap_s', ts(gap_
 
 -- The server's clock was put back: what is due by the old one would wait for as long as it jumped.
 if gap_s < -5 then
-  for _, name in ipairs({'delayed', 'outbox'}) do
+  for _, name in ipairs({'delayed', 'outbox', 'outbox_left', 'webhooks', 'leftover'}) do
     local rows = redis.call('ZRANGEBYSCORE', P .. name, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 10000)
     for i = 1, #rows, 2 do redis.call('ZADD', P .. name, ts(tonumber(rows[i + 1]) + gap_s), rows[i]) end
   end
@@ -53,7 +53,8 @@ end
 -- A silent death counts towards poison when it came soon after the command's start and without a new commit.
 local function poisoned(id, r)
   local launched, heartbeat, attempt, committed_in, machine = r[2], num(r[3]), r[4], r[5], r[6]
-  if not launched then return false end
+  -- Nor is it the command that ends a worker which only uploads.
+  if not launched or get(id, 'exited_at') then return false end
   if heartbeat - num(launched) > num(ARGV[11]) or committed_in == attempt then
     redis.call('HDEL', job_key(id), 'deaths')
     return false
@@ -74,7 +75,7 @@ local function poisoned(id, r)
   return total >= num(ARGV[10])
 end
 
-local reaped = 0
+local reaped = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', '-inf', ts(now), 'LIMIT', 0, limit)) do
   local r = redis.call('HMGET', job_key(id), 'lease_s', 'launched_at', 'heartbeat_at', 'attempt', 'committed_in',
     'machine', 'cancel', 'status')
@@ -86,9 +87,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', '-inf', ts(now),
     -- Written down, so that those who are spared do not stand before others in the next bounded look.
     redis.call('ZADD', P .. 'running', ts(patience), id)
   else
-    reaped = reaped + 1
+    reaped[#reaped + 1] = id
     local text = 'machine ' .. (r[6] or '?') .. ' was not heard of for ' .. tostring(lease_s) .. ' s'
-    close_attempt(id, 'interruption', 'lease_expired', text, '')
+    local sums = close_attempt(id, 'interruption', 'lease_expired', text, '', num(r[3]))
     add_run(id, num(r[3]))
     redis.call('HINCRBY', job_key(id), 'num_interruptions', 1)
     redis.call('ZREM', P .. 'running', id)
@@ -100,7 +101,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'running', '-inf', ts(now),
         num(ARGV[7]))
     else
       enqueue(id, 0)
-      redis.call('HSET', job_key(id), 'reaped', 1)
+      -- What was counted, should the attempt have its job back.
+      local settled = {hour = math.floor(now / 3600), sums = sums}
+      redis.call('HSET', job_key(id), 'reaped', 1, 'settled', cjson.encode(settled))
       publish(id)
     end
   end
@@ -143,12 +146,38 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'ended', '-inf', ts(now - n
   forget(id)
   expired = expired + 1
 end
-redis.call('ZREMRANGEBYSCORE', P .. 'machines', '-inf', ts(now - 86400))
-
-local out = {'ok', ts(now), reaped, promoted, republished, expired}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'outbox', '-inf', ts(now), 'LIMIT', 0, limit)) do
-  -- Not again before a lease has passed: the caller replays it now. What keeps failing must not spin.
-  redis.call('ZADD', P .. 'outbox', ts(now + num(ARGV[12])), id)
-  out[#out + 1] = id
+redis.call('ZREMRANGEBYSCORE', P .. 'machines', '-inf', ts(now - 604800))
+redis.call('ZREMRANGEBYSCORE', P .. 'succeeded', '-inf', ts(now - 604800))
+-- A worker that is silent for an hour has gone. Not sooner: it might come back, and must know then that it drains.
+for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', ts(now - 3600), 'LIMIT', 0, limit)) do
+  redis.call('ZREM', P .. 'workers', worker)
+  redis.call('DEL', P .. 'worker:' .. worker)
 end
+
+-- What the group's workers could not do, done by the first caller who may. They are not to be trusted: a place is only
+-- forgotten when no record is there, and a draft goes retention_s later at the earliest.
+for _, what in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leftover', '-inf', ts(now), 'LIMIT', 0, limit)) do
+  local id, key = string.match(what, '^where:(.+)$'), string.match(what, '^draft:[^:]*:(kelpie:g:[^:]+:job:.+)$')
+  local group = id and redis.call('GET', 'kelpie:where:' .. id)
+  local record = key or group and 'kelpie:g:' .. group .. ':job:' .. id
+  if record and refused('HGET', record, 'status') then break end
+  local ttl_s = group and redis.call('TTL', record) or -1
+  if ttl_s == -2 and refused('DEL', 'kelpie:where:' .. id) then break end
+  if ttl_s >= 0 and refused('EXPIRE', 'kelpie:where:' .. id, ttl_s) then break end
+  if key then release_draft(key, num(ARGV[7])) end
+  redis.call('ZREM', P .. 'leftover', what)
+end
+
+local out = {'ok', ts(now), promoted, republished, expired, #reaped}
+for _, id in ipairs(reaped) do out[#out + 1] = id end
+local function take_outbox(name)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. name, '-inf', ts(now), 'LIMIT', 0, limit)) do
+    -- Not again before a lease has passed: the caller replays it now. What keeps failing must not spin.
+    redis.call('ZADD', P .. name, ts(now + num(ARGV[12])), id)
+    out[#out + 1] = id
+  end
+end
+take_outbox('outbox')
+-- Whoever may read the scaling rules is no group's worker.
+if redis.call('EXISTS', P .. 'outbox_left') == 1 and not refused('EXISTS', 'kelpie:rules') then take_outbox('outbox_left') end
 return out

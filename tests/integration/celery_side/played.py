@@ -52,9 +52,14 @@ class Notes:
 class Player:
     """An ``AttemptRunner``: heartbeats, and stops when it is asked to, as the real one does."""
 
+    untold = False
+
     def __init__(self, app: KelpieApp, notes: Notes) -> None:
         self._app, self._notes = app, notes
         self.slots = app.settings.slots or 1
+
+    def tend(self, group: str, *, draining: bool, streak: int) -> bool:
+        return True
 
     def run(self, granted: Granted, job: RunningJob) -> Ending:
         told = json.loads(granted.definition)

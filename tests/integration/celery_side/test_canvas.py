@@ -105,7 +105,8 @@ def test_celerys_options_are_kept(fleet: Fleet) -> None:
     fleet.wait_outbox([result.id])
     message = message_of(fleet, result.id)
     shown = {name: message["headers"].get(name) for name in ("shadow", "x", "ignore_result", "argsrepr")}
-    assert shown == {"shadow": "nice name", "x": "y", "ignore_result": True, "argsrepr": f"('opts', '{GROUP}')"}
+    described = f"name 'opts', command 'play', group '{GROUP}'"
+    assert shown == {"shadow": "nice name", "x": "y", "ignore_result": True, "argsrepr": described}
     assert message["properties"]["priority"] == 3
     assert fleet.state(result.id) == "PENDING", "nothing was stored"
 

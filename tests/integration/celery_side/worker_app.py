@@ -5,6 +5,7 @@ from __future__ import annotations
 from redis import Redis
 
 from kelpie_celery.celery import app
+from tests.integration.celery_side import deafening
 from tests.integration.celery_side.faults import Faults
 from tests.integration.celery_side.played import Notes, Player, register
 
@@ -19,3 +20,4 @@ app.conf.update(
 app.__dict__["runner"] = Player(app, _notes)
 register(app, _notes)
 Faults(app, _redis, _notes).install()
+deafening.install()

@@ -1,8 +1,8 @@
-"""Ends what a command left behind when its supervisor itself was killed, so that nothing could be passed on.
+"""Which processes are a job's, seen from outside; and ends those left behind by a supervisor that was itself killed.
 
-The command itself has died of PDEATHSIG by then. What it started is known by its session and group, and what has left
-both by the job's id and attempt in its environment. Limits: processes of the same user; a grandchild that has also
-cleared its environment is not found.
+The command has died of PDEATHSIG by then. What it started is known by its session and group, and what has left both by
+the job's id and attempt in its environment. Limits: processes of the same user; a grandchild that has left both,
+cleared its environment and lost its parent is not found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from kelpie_worker.command.supervisor import processes
+from kelpie_worker.command.supervisor import descendants, processes
 
 MARKS = ("KELPIE_JOB_ID", "KELPIE_ATTEMPT")
 _PATIENCE_S = 5.0
@@ -33,7 +33,7 @@ async def end_orphans(main: int, env: Mapping[str, str]) -> int:
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + _PATIENCE_S
-    while found := _orphans(main, env):
+    while found := _marked(main, env, processes()):
         for pid in found:
             with contextlib.suppress(OSError):  # gone meanwhile, or another user's
                 os.kill(pid, signal.SIGKILL)
@@ -43,14 +43,30 @@ async def end_orphans(main: int, env: Mapping[str, str]) -> int:
     return len(found)
 
 
-def _orphans(main: int, env: Mapping[str, str]) -> list[int]:
+def job_processes(main: int, env: Mapping[str, str]) -> list[int]:
+    """The live processes of a running job, without its supervisor.
+
+    Args:
+        main: Pid of the command, which leads its session and group.
+        env: The environment that it was given.
+
+    Raises:
+        OSError: There is no /proc.
+    """
+    table = processes()
+    below = descendants(main, table) if main in table else []
+    return sorted({*below, *_marked(main, env, table)})
+
+
+def _marked(main: int, env: Mapping[str, str], table: Mapping[int, tuple[int, int, int]]) -> list[int]:
+    # Not by parentage: once the command is reaped somebody else may have its pid, and this decides what is killed.
     marks = {f"{name}={env[name]}".encode() for name in MARKS if name in env}
     # One mark alone may be somebody else's: a worker that runs inside a job has the outer job's id.
     marked = marks if len(marks) == len(MARKS) else None
     mine = os.getpid()
     return [
         pid
-        for pid, (_, group, session) in processes().items()
+        for pid, (_, group, session) in table.items()
         if pid != mine and (main in (group, session) or (marked and marked <= _environ(pid)))
     ]
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import io
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from kelpie_worker.command.budget import Gap, OutputBudget
+
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 65536
 _READ_BYTES = 65536
 _SWEEP_READS = 2
+_FLOOD_BYTES = 1 << 20
 _TURN_S = 0.005
 """How long lines are handed out before the loop's other work has its turn, seconds."""
 
@@ -114,10 +118,22 @@ class OutputTail:
 
 
 class OutputPipe:
-    """Reads one pipe in an asyncio loop and hands its lines out, as fast as they are taken and no faster."""
+    """Reads one pipe in an asyncio loop and hands its lines out, as fast as they are taken and no faster.
 
-    def __init__(self, pipe: io.FileIO, on_line: Callable[[str], None]) -> None:
-        self._pipe, self._on_line = pipe, on_line
+    Args:
+        pipe: The end to read from.
+        on_line: Called with each line.
+        budget: What may be handed out; without one, all is.
+        on_data: Called with all that is read, before that; must neither wait nor raise.
+    """
+
+    def __init__(
+        self, pipe: io.FileIO, on_line: Callable[[str], None], budget: OutputBudget | None = None,
+        on_data: Callable[[bytes], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._pipe, self._on_line, self._budget, self._on_data = pipe, on_line, budget, on_data
+        self._gap: Gap | None = None
+        self._read_bytes = _READ_BYTES
         self._loop = asyncio.get_running_loop()
         self._splitter = LineSplitter()
         self._waiting: Iterator[str] = iter(())
@@ -147,7 +163,7 @@ class OutputPipe:
 
     def _readable(self) -> None:
         try:
-            data = os.read(self._pipe.fileno(), _READ_BYTES)
+            data = os.read(self._pipe.fileno(), self._read_bytes if self._gap else _READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -155,8 +171,27 @@ class OutputPipe:
         if not data:
             self._take_end()
             return
-        self._waiting = iter(self._splitter.feed(data))
+        self._on_data(data)
+        if self._budget is None or self._budget.lets(data):
+            self._waiting = iter([*self._after_gap(), *self._splitter.feed(data)])
+        else:
+            self._waiting = iter(self._leave_out(data))
         self._hand_out()
+
+    def _leave_out(self, data: bytes) -> list[str]:
+        """Begin or widen a gap; the line that was cut by its beginning."""
+        cut: list[str] = []
+        if self._gap is None:
+            self._gap = Gap()
+            cut = self._splitter.close()
+            self._read_bytes = _widen(self._pipe.fileno())
+        self._gap.add(data)
+        return cut
+
+    def _after_gap(self) -> list[str]:
+        """What tells of a gap that ends here, and its last lines as far as they are complete."""
+        gap, self._gap = self._gap, None
+        return [*gap.notice, *self._splitter.feed(gap.last)] if gap else []
 
     def _sweep(self) -> list[str]:
         lines: list[str] = []
@@ -165,12 +200,14 @@ class OutputPipe:
                 data = os.read(self._pipe.fileno(), _READ_BYTES)
             except OSError:
                 break
-            lines += self._splitter.feed(data) if data else []
+            if data:
+                self._on_data(data)
+                lines += self._splitter.feed(data)
         return lines
 
     def _take_end(self, last: list[str] | None = None) -> None:
         self._at_end = True
-        self._waiting = iter([*self._waiting, *(last or []), *self._splitter.close()])
+        self._waiting = iter([*self._waiting, *self._after_gap(), *(last or []), *self._splitter.close()])
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -203,3 +240,11 @@ class OutputPipe:
             if not self._complained:
                 self._complained = True
                 log.exception("a line of output was not taken", extra={"action": "output_lost"})
+
+
+def _widen(pipe: int) -> int:
+    """Make a pipe hold as much as a flood is read by at once; how much that is, bytes."""
+    try:
+        return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _FLOOD_BYTES)
+    except OSError:  # more than this user may have
+        return _READ_BYTES

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kelpie_worker.command.orphans import end_orphans
+from kelpie_worker.command.budget import OutputBudget
+from kelpie_worker.command.orphans import end_orphans, job_processes
 from kelpie_worker.command.output import OutputPipe, OutputTail
 from kelpie_worker.command.spec import CommandExit, CommandSpec, start_error
 from kelpie_worker.command.supervisor import KILL_PATIENCE_S
@@ -49,7 +50,14 @@ class _Spawned:
 class Command:
     """A running command and its whole process tree; ``pid`` is the command's."""
 
-    def __init__(self, spawned: _Spawned, spec: CommandSpec, on_line: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        spawned: _Spawned,
+        spec: CommandSpec,
+        on_line: Callable[[str, str], None],
+        budget: OutputBudget | None = None,
+        pen: Callable[[], Callable[[bytes], None]] = lambda: lambda _: None,
+    ) -> None:
         self.pid = 0
         self._spec, self._on_line = spec, on_line
         self._process, self._channel = spawned.process, spawned.channel
@@ -63,26 +71,38 @@ class Command:
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._heard)
         self._pipes = [
-            OutputPipe(spawned.stdout, partial(self._line, "stdout")),
-            OutputPipe(spawned.stderr, partial(self._line, "stderr")),
+            OutputPipe(spawned.stdout, partial(self._line, "stdout"), budget, pen()),
+            OutputPipe(spawned.stderr, partial(self._line, "stderr"), budget, pen()),
         ]
         self._ended = asyncio.create_task(self._collect())
 
     @classmethod
-    async def start(cls, spec: CommandSpec, on_line: Callable[[str, str], None]) -> Command:
+    async def start(
+        cls,
+        spec: CommandSpec,
+        on_line: Callable[[str, str], None],
+        *,
+        budget: OutputBudget | None = None,
+        enter: Callable[[int], None] = lambda _: None,
+        pen: Callable[[], Callable[[bytes], None]] = lambda: lambda _: None,
+    ) -> Command:
         """Start a command.
 
         Args:
             spec: What to run.
             on_line: Called in the loop with ``"stdout"`` or ``"stderr"`` and each line; while it works, reading waits.
+            budget: Of lines; without one, all are handed out.
+            enter: Called with the pid of the process that the command, and all that it starts, will descend from.
+            pen: Gives, for each of both streams, what all that is read of it is handed to; see ``OutputPipe``.
 
         Raises:
             CommandError: It cannot be started; the message says what is missing and what to do.
             OSError: This machine is short of processes or memory.
         """
         order = spec.encoded()
-        command = cls(_spawn(), spec, on_line)
+        command = cls(_spawn(), spec, on_line, budget, pen)
         try:
+            enter(command._process.pid)
             async with asyncio.timeout(_START_S):
                 await command._launch(order)
         except TimeoutError:
@@ -220,6 +240,18 @@ class Command:
             )
             self._process.kill()
             return await self.wait()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the command itself is known to have ended; `wait` may still wait for what it started."""
+        return self._exit is not None
+
+    def processes(self) -> list[int] | None:
+        """The pids of the command and of everything that it started; None once itself has ended. Blocking."""
+        if not self.pid:
+            return []
+        found = job_processes(self.pid, self._spec.env)
+        return found if self.pid in found and self._exit is None else None
 
     @property
     def tail(self) -> list[str]:

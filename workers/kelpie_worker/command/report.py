@@ -36,10 +36,18 @@ class Report:
 
 
 class ReportFile:
-    """Reads what is new since the last look; ``num_bad`` counts the lines that were dropped."""
+    """Reads what is new since the last look.
+
+    Attributes:
+        num_bad: How many lines were dropped.
+        written_ns: When the last line that was read was written, by the clock of file times; None before the first.
+        read_bytes: How much there was to read at the last look.
+    """
 
     def __init__(self, path: Path, log_fields: Mapping[str, object] | None = None) -> None:
         self.num_bad = 0
+        self.written_ns: int | None = None
+        self.read_bytes = 0
         self._path = path
         self._log_fields = dict(log_fields or {})
         self._complained = False
@@ -63,6 +71,7 @@ class ReportFile:
     def poll(self) -> list[Report]:
         """The complete new lines, oldest first."""
         new = self._new()  # which may begin again, and then there is no rest
+        self.read_bytes = len(new)
         *lines, self._rest = (self._rest + new).split(b"\n")
         if lines and self._skipping:
             self._skipping = False
@@ -97,6 +106,8 @@ class ReportFile:
         if data or self._mtime_ns is None:
             self._seen = (self._seen + data)[-_SEEN_BYTES:]
             self._mtime_ns = status.st_mtime_ns
+        if data:
+            self.written_ns = os.fstat(fd).st_mtime_ns  # not the one from before, which a line may have come after
         return data
 
     def _is_new_content(self, fd: int, status: os.stat_result) -> bool:

@@ -1,55 +1,56 @@
-"""Keeping what a job writes on the storage: checkpoints as they settle, outputs as they appear, the last state whole.
+"""One commit: everything that the disk holds, at one instant, or nothing.
 
-A walk over the directories decides what changed, so nothing can be missed: not what was written before the first look,
-nor during an upload. `watch` runs beside the command, `commit` after it.
+    read what is pending into segments -> look again: has anything moved? -> wait for the segments
+    -> store one manifest a line -> move the heads of all lines in the ledger, in one call
 
-Limits: plain keys only. A checkpoint of several files is sent file by file (see ``sending`` for the order), so a death
-in the middle of a commit leaves some of them new and some old.
+What is visible before the last step is objects that nobody refers to. From the last step on the ledger's word is the
+truth: a restore follows it, and an attempt that lost its job is refused there.
+
+Limits: when to commit is for `kelpie_worker.sync.watching` to decide; plain keys come after (`plain_keys`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import random
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
+from kelpie_celery.checkpoints import layout
+from kelpie_celery.checkpoints.content import MIB
+from kelpie_celery.checkpoints.manifest import Header, Manifest, encode
 from kelpie_celery.clock import Clock
 from kelpie_celery.errors import StorageUnavailable
-from kelpie_worker.sync.errors import DiskFull, LocalFileError
+from kelpie_celery.ledger.types import FencingToken, Line, NewCommit
+from kelpie_worker.sync.bodies import BytesBody
+from kelpie_worker.sync.doubting import doubt_what_changed_in_silence
+from kelpie_worker.sync.errors import LocalFileError
 from kelpie_worker.sync.fence import Fence
-from kelpie_worker.sync.known import Address, Differences, KnownFiles, LocalFile
-from kelpie_worker.sync.notices import Notices
-from kelpie_worker.sync.object_store import ObjectStore
-from kelpie_worker.sync.plan import Placed
-from kelpie_worker.sync.progress import Meter, OnProgress
-from kelpie_worker.sync.restore import RestoreReport
+from kelpie_worker.sync.journal import Journal
+from kelpie_worker.sync.lines import LineState, Pending
+from kelpie_worker.sync.object_store import ObjectStore, StoredObject
+from kelpie_worker.sync.progress import Meter
 from kelpie_worker.sync.retry import Patience
-from kelpie_worker.sync.sending import Sender
-from kelpie_worker.sync.settling import Settling
-from kelpie_worker.sync.snapshot import Snapshot, take
-from kelpie_worker.sync.stable_read import digest
-from kelpie_worker.sync.threads import in_thread, run_bounded
-from kelpie_worker.sync.upload import Uploader
+from kelpie_worker.sync.segments import Segment, Spool
+from kelpie_worker.sync.snapshot import Snapshot, Stamp
+from kelpie_worker.sync.staging import Stager
+from kelpie_worker.sync.threads import in_thread
+from kelpie_worker.sync.traffic import Traffic, UnderWay
 from kelpie_worker.sync.verify import missing
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
-WATCH_GIVE_UP_S = 60.0
-"""How long a checkpoint is tried beside the command before a newer one takes its place, seconds."""
-LATE_S = 120.0
-"""How long a checkpoint may wait for a quiet moment before that is warned of, seconds."""
-_LONGEST_POLL_S = 60.0
-_SHARE_OF_A_CORE = 0.01
-_LONGEST_BACKOFF_S = 30.0
 _PASSES = 5
-_DELETES_AT_ONCE = 8
+_MOST_EARLY_BYTES = 8 * 1024 * MIB
+"""So much is sent early between two commits: more may be what nobody ever commits."""
+_FREEZES = 50
+
+Snapshots = dict[Path, Snapshot]
+Look = Callable[[], Snapshots]
 
 
 @dataclass(frozen=True)
@@ -57,362 +58,394 @@ class CommitReport:
     """One commit.
 
     Attributes:
-        why: ``quiet``, ``report``, or what the caller of `Commit.commit` said.
-        files: Files sent.
-        bytes: Their bytes, as on the disk.
-        deleted: Objects deleted.
+        why: ``quiet``, ``report``, ``marker``, ``exit`` or ``sigterm``.
+        files: Files that it holds.
+        bytes: Their size.
+        sent_bytes: What was new of it, as sent.
         seconds: How long it took.
         time: When it was durable, seconds since the epoch.
+        id: Of the commit; empty when there was nothing to commit.
+        generation: Likewise; 0.
     """
 
     why: str
     files: int
     bytes: int
-    deleted: int
+    sent_bytes: int
     seconds: float
     time: float
+    id: str = ""
+    generation: int = 0
 
 
 OnCommit = Callable[[CommitReport], Awaitable[None]]
+OnGarbage = Callable[[str, list[str]], None]
+"""Told of a bucket and keys."""
+OnAccepted = Callable[[Sequence[tuple[LineState, Line]], Snapshots], None]
+OnSettled = Callable[[Snapshots], None]
 
 
-class Commit(Protocol):
-    """The seam: keeps the directories of ``during`` blocks on the storage."""
+class Outcome(Enum):
+    """How trying to commit ended, if not with an error."""
 
-    async def prime(self, restored: RestoreReport) -> None:
-        """Learn what a restore brought; to be called before the command starts."""
-
-    async def watch(self) -> None:
-        """Store what changes, until cancelled.
-
-        Raises:
-            StorageSetupError: The storage refuses for good.
-            LeaseLost: The attempt lost its job.
-        """
-
-    def request_commit(self) -> None:
-        """Commit now; from the first request on, only requests and `commit` do."""
-
-    def wind_down(self) -> None:
-        """Let `watch` end once what it is sending is sent; `commit` waits for that, instead of sending it again."""
-
-    def close(self) -> None:
-        """From now on what the directories hold says nothing: no look sends or deletes by it. From any thread."""
-
-    async def commit(self, why: str) -> CommitReport:
-        """Bring the storage to the state of the disk, whole and verified; the command has ended.
-
-        Raises:
-            StorageSetupError: The storage refuses for good.
-            StorageUnavailable: It stayed away.
-            LocalFileError: A file cannot be read, or somebody still writes to it.
-            LeaseLost: The attempt lost its job.
-        """
-
-
-@dataclass
-class _Tally:
-    """What a commit has done so far."""
-
-    files: int = 0
-    bytes: int = 0
-    deleted: int = 0
-    left: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.files or self.deleted)
+    MADE = "made"
+    NOTHING_NEW = "nothing new"
+    DISTURBED = "disturbed"
 
 
 @dataclass(frozen=True)
-class _Due:
-    """What is to be stored now: a checkpoint if there is a reason (``why``), and these outputs."""
+class Tried:
+    """A try to commit; ``seen`` is what it was made of, ``left`` names files that did not hold still."""
 
-    why: str
-    checkpoint: Differences = field(default_factory=Differences)
-    outputs: list[LocalFile] = field(default_factory=list)
+    outcome: Outcome
+    seen: Snapshots
+    report: CommitReport | None = None
+    left: tuple[str, ...] = ()
 
 
-class PlainCommit:
-    """See `Commit`; stores under plain keys.
+class Committer:
+    """Makes the commits of one attempt, one at a time.
 
     Args:
         store: The storage.
-        blocks: The ``during`` blocks.
-        fence: Of the attempt.
-        scratch: A folder of our own for copies.
-        clock: For the time in reports.
-        compression: Whether files are gzipped.
-        quiet_s: A checkpoint is taken when nothing has changed for so long.
-        min_interval_s: At least so long from the start of one checkpoint to the next.
-        poll_s: How often is looked, at most; less often where a look costs more than 1 % of a core.
-        give_up_s: How long `commit` waits for a storage that gives no sign of life.
+        lines: What is committed to; the order of the definition.
+        journal: The ledger.
+        token: Of the attempt.
+        fence: Likewise.
+        spool: For segments.
+        clock: For the time in manifests and reports.
+        look: Walks the directories of all lines; blocking.
+        pack: Whether a line's content is compressed where it pays.
         meter: Counts what is sent.
-        on_commit: Told of each commit that changed something.
-        on_progress: Told every ten seconds of a long one.
+        on_garbage: Told of keys that nothing refers to; must not wait.
+        on_accepted: Told of each commit that the ledger accepted, at once; must not wait.
+        on_settled: Told, likewise, when the disk is found to be as the last commit says, with other stamps perhaps.
+        on_commit: Told likewise; may wait.
+        traffic: Told which files have content that is on its way.
     """
 
     def __init__(
-        self, store: ObjectStore, blocks: Sequence[Placed], fence: Fence, scratch: Path, clock: Clock, *,
-        compression: bool = False, quiet_s: float = 2.0, min_interval_s: float = 15.0, poll_s: float = POLL_S,
-        give_up_s: float = 3600.0, meter: Meter | None = None, on_commit: OnCommit | None = None,
-        on_progress: OnProgress | None = None,
+        self, store: ObjectStore, lines: Sequence[LineState], journal: Journal, token: FencingToken, fence: Fence,
+        spool: Spool, clock: Clock, look: Look, *, pack: Callable[[LineState], bool], meter: Meter,
+        on_garbage: OnGarbage | None = None, on_accepted: OnAccepted | None = None,
+        on_settled: OnSettled | None = None, on_commit: OnCommit | None = None, traffic: Traffic | None = None,
     ) -> None:  # fmt: skip
-        self._store, self._fence, self._clock = store, fence, clock
-        self._checkpoints = [block for block in blocks if block.role == "checkpoint"]
-        self._outputs = [block for block in blocks if block.role == "output"]
-        self._paths = list(dict.fromkeys(block.path for block in blocks))
-        self._pack, self._quiet_s, self._min_interval_s = compression, quiet_s, min_interval_s
-        self._poll_s, self._give_up_s = poll_s, give_up_s
-        self._meter = Meter("commit", parent=meter)
-        self._on_commit, self._on_progress = on_commit, on_progress
-        self.known = KnownFiles()
-        self.notices = Notices()
+        self.lines = list(lines)
+        self._store, self._journal, self._token, self._fence = store, journal, token, fence
+        self._spool, self._clock, self._look, self._meter = spool, clock, look, meter
+        self._on_garbage, self._on_accepted = on_garbage, on_accepted
+        self._on_settled, self._on_commit = on_settled, on_commit
+        self._traffic = traffic or Traffic()
+        self._stager = Stager(spool, self._folder, pack)
+        self._generation = 0
+        self._spoken_for: set[str] = set()
+        self._is_doubted = False
         self.commits = 0
-        self._sender = Sender(Uploader(store, fence, self._meter.add), self.known, scratch, pack=compression)
-        self._settling = Settling()
-        self._busy = asyncio.Lock()
-        self._asked = asyncio.Event()
-        self._only_on_request = False
-        self._last_began_s: float | None = None
-        self._output_sent_s: dict[Address, float] = {}
-        self._survey_cpu_s = 0.0
-        self._up_to_date: dict[Path, Snapshot] = {}
-        self._waiting_since_s: float | None = None
-        self._complained = ""
-        self._winding_down = self._closed = False
+        self.last_s = 0.0
+        """How long reading took in the last try, seconds."""
 
-    async def prime(self, restored: RestoreReport) -> None:
-        """See `Commit.prime`."""
-        snapshots = await in_thread(self._take_all)
-        self.known.note_restored(restored, self._checkpoints, snapshots)
-        self._settling.observe(snapshots, _now())
+    def begin(self, generation: int) -> None:
+        """Number the next commit higher than ``generation``."""
+        self._generation = max(self._generation, generation)
 
-    def request_commit(self) -> None:
-        """See `Commit.request_commit`."""
-        self._only_on_request = True
-        self._asked.set()
+    def _folder(self, line: LineState) -> str:
+        token = self._token
+        return layout.segments_of(line.address.prefix, token.job_id, token.attempt, token.nonce)
 
-    # -- beside the command ---------------------------------------------------------------------------------------
+    def is_own(self, key: str) -> bool:
+        """Whether a key is a segment or a manifest of this attempt's."""
+        name = layout.parse_id(layout.id_of_manifest(key) or "")
+        if name is not None:
+            return (name.attempt, name.nonce) == (self._token.attempt, self._token.nonce[: len(name.nonce)])
+        return any(key.startswith(self._folder(line)) for line in self.lines)
 
-    async def watch(self) -> None:
-        """See `Commit.watch`."""
-        failures = 0
-        while True:
-            await self._pause(failures)
-            if self._winding_down or self._closed:
-                return
-            try:
-                async with self._busy:
-                    await self._look()
-                failures, self._complained = 0, ""
-            except (StorageUnavailable, LocalFileError, DiskFull) as error:
-                if self._closed:
+    # -- one try ------------------------------------------------------------------------------------------------------
+
+    async def stage_early(self, paths: Iterable[Path], stop: Callable[[], bool] = lambda: False) -> None:
+        """Read large files before it is time, so that their content is on its way already when it is.
+
+        Nothing is waited for: what has no room beside what is under way stays for the commit.
+
+        Args:
+            paths: Files that were closed after writing.
+            stop: Asked before each file.
+
+        Raises:
+            LocalFileError: One cannot be read.
+            DiskFull: No room for copies.
+            KelpieError: What should make room cannot be sent.
+        """
+        for line in self.lines:
+            for file in await in_thread(partial(line.large_of, list(paths))):
+                waiting = sum(segment.size_bytes for segment in line.fresh())
+                if stop() or waiting > _MOST_EARLY_BYTES or not await self._spool.has_room_for(file.stamp.size_bytes):
                     return
-                failures += 1
-                self._complain(error)
-
-    def wind_down(self) -> None:
-        """See `Commit.wind_down`."""
-        self._winding_down = True
-
-    def close(self) -> None:
-        """See `Commit.close`."""
-        self._closed = True
-
-    def _ensure_open(self) -> None:
-        """Emptied directories look like deletions, so every step after a wait asks whether it may still be taken."""
-        if self._closed:
-            raise LocalFileError("the job's directories are given back; what they hold now is not the job's to store")
-
-    async def _pause(self, failures: int) -> None:
-        if failures:
-            longest_s = min(_LONGEST_BACKOFF_S, self._poll_s * 2.0**failures)
-            await asyncio.sleep(longest_s * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, no secret
-            return
-        poll_s = min(_LONGEST_POLL_S, max(self._poll_s, self._survey_cpu_s / _SHARE_OF_A_CORE))
-        try:
-            async with asyncio.timeout(poll_s):
-                await self._asked.wait()
-        except TimeoutError:
-            pass
-
-    def _complain(self, error: Exception) -> None:
-        if str(error) != self._complained:
-            self._complained = str(error)
-            log.warning("a checkpoint could not be stored yet", extra={"action": "commit_delayed", "error": str(error)})
-
-    async def _look(self) -> None:
-        await self._fence.trusted()
-        self._ensure_open()
-        now_s, asked = _now(), self._asked.is_set()
-        self._asked.clear()
-        try:
-            due = await in_thread(partial(self._survey, now_s, asked))
-            self._ensure_open()
-            if due.why:
-                await self._checkpoint(due.why, due.checkpoint, now_s)
-        except BaseException:
-            if asked:
-                self._asked.set()
-            raise
-        if due.outputs:
-            self._ensure_open()
-            self._output_sent_s.update((file.address, now_s) for file in due.outputs)
-            async with self._meter.reporting(self._on_progress):
-                await self._sender.send(due.outputs, self._watch_patience(), copy_first=True)
-        self._warn_if_late(due, now_s)
-
-    def _watch_patience(self) -> Patience:
-        # Not for long: when the storage is back, what is newest by then is what it should get.
-        return Patience(min(WATCH_GIVE_UP_S, self._give_up_s), "commit_waits")
-
-    def _survey(self, now_s: float, asked: bool) -> _Due:
-        """Look, compare, and decide; all that costs CPU, so that it can be counted."""
-        began_s = time.thread_time()
-        snapshots = self._take_all()
-        self._settling.observe(snapshots, now_s)
-        due = _Due("")
-        if asked:
-            due = _Due("report", self._changes(self._checkpoints, snapshots))
-        elif snapshots != self._up_to_date:
-            due = self._compare(snapshots, now_s)
-        self._survey_cpu_s = time.thread_time() - began_s
-        return due
-
-    def _compare(self, snapshots: dict[Path, Snapshot], now_s: float) -> _Due:
-        checkpoint = self._changes(self._checkpoints, snapshots)
-        outputs = self._changes(self._outputs, snapshots).changed
-        if not outputs and not checkpoint:
-            self._up_to_date = snapshots
-        settled = [file for file in outputs if self._is_due(file, now_s)]
-        quiet = self._settling.quiet_s(self._checkpoints, now_s) >= self._quiet_s
-        rested = self._last_began_s is None or now_s - self._last_began_s >= self._min_interval_s
-        why = "quiet" if checkpoint and quiet and rested and not self._only_on_request else ""
-        return _Due(why, checkpoint, settled)
-
-    def _is_due(self, output: LocalFile, now_s: float) -> bool:
-        last_s = self._output_sent_s.get(output.address)
-        rested = last_s is None or now_s - last_s >= self._min_interval_s
-        return rested and self._settling.settled_s(output, now_s) >= self._quiet_s
-
-    async def _checkpoint(self, why: str, changes: Differences, now_s: float) -> None:
-        tally, before_s = _Tally(), self._last_began_s
-        self._last_began_s = now_s
-        try:
-            async with self._meter.reporting(self._on_progress):
-                await self._apply(changes, tally, self._watch_patience(), copy_first=True)
-        except BaseException:
-            self._last_began_s = before_s  # what did not succeed is tried again soon
-            raise
-        if why == "report" and tally.left:
-            # The job said that its files are whole; what could not be taken then is asked for again.
-            self._asked.set()
-        await self._report(why, tally, now_s)
-
-    def _warn_if_late(self, due: _Due, now_s: float) -> None:
-        """A directory that never holds still is never stored: its user must hear of it."""
-        if due.why or not due.checkpoint or self._only_on_request:
-            self._waiting_since_s = None
-            return
-        self._waiting_since_s = self._waiting_since_s or now_s
-        if now_s - self._waiting_since_s >= LATE_S:
-            self._waiting_since_s = now_s
-            log.warning(
-                "no quiet moment for a checkpoint; write less often, or ask for commits with KELPIE_REPORT",
-                extra={"action": "commit_late", "waited_s": LATE_S, "quiet_s": self._quiet_s},
-            )
-
-    # -- after the command ----------------------------------------------------------------------------------------
-
-    async def commit(self, why: str) -> CommitReport:
-        """See `Commit.commit`."""
-        began_s, tally = _now(), _Tally()
-        async with self._busy, self._meter.reporting(self._on_progress):
-            await self._recheck()
-            patience = Patience(self._give_up_s, "commit_waits")
-            await patience.persist(partial(self._bring_up_to_date, tally, patience))
-        return await self._report(why, tally, began_s)
-
-    async def _recheck(self) -> None:
-        """Read again what was sent: a program that wrote through a mapping may have changed it without a trace."""
-        for address, known in self.known.items():
-            if known.source_sha256 and known.block.role == "checkpoint":
-                path = known.block.path / known.relative
                 try:
-                    same = (await digest(path)).sha256 == known.source_sha256
-                except LocalFileError:
-                    same = True  # gone or unreadable: the comparison to come says so
-                if not same:
-                    self.known.forget_stamp(address)
+                    await self._stager.stage(line, [file])
+                finally:
+                    await self._drop(self._stager.take_in_vain())
 
-    async def _bring_up_to_date(self, tally: _Tally, patience: Patience) -> None:
+    async def try_once(
+        self, why: str, patience_s: float, *, seen: Snapshots | None = None, streams: Set[Path] = frozenset(),
+        appended: Set[Path] = frozenset(), mapped: Set[Path] = frozenset(), force: bool = False,
+    ) -> Tried:  # fmt: skip
+        """Commit what the disk holds, if it holds still meanwhile.
+
+        Args:
+            why: The reason, as told to users.
+            patience_s: How long a storage that gives no sign of life is waited for.
+            seen: The state to commit: whoever decided that it is whole has seen it. By default what a look shows.
+            streams: Files that only grow: taken with the length that ``seen`` has; see `freeze`.
+            appended: Those of them that can only be appended to.
+            mapped: Files that are mapped for writing: read, whatever their stamps say.
+            force: Commit also what is the same as before.
+
+        Raises:
+            StorageError: The storage refuses, or stayed away.
+            LocalFileError: A file cannot be read.
+            DiskFull: No room for copies.
+            LeaseLost: The attempt lost its job.
+            PrefixHeld: Another live job commits to the same prefix.
+        """
+        with self._traffic.uploading() as under_way:
+            return await self._try(why, patience_s, seen, (streams, appended, mapped), under_way, force=force)
+
+    async def _try(
+        self, why: str, patience_s: float, seen: Snapshots | None, kinds: tuple[Set[Path], Set[Path], Set[Path]],
+        under_way: UnderWay, *, force: bool,
+    ) -> Tried:  # fmt: skip
+        streams = kinds[0]
+        loop = asyncio.get_running_loop()
+        self._spool.patience_s = patience_s
+        began_s = loop.time()
+        self._meter.expect(None)  # before everything is read nobody knows what of it is new
+        seen = await in_thread(self._look) if seen is None else seen
+        left = [file for line in self.lines for file in await self._stage(line, seen, kinds, under_way)]
+        now = await in_thread(self._look)
+        self.last_s = loop.time() - began_s
+        changed = moved(seen, now, streams)
+        if left or changed:
+            return Tried(Outcome.DISTURBED, seen, left=(*(str(file.path) for file in left), *changed))
+        manifests, same = await in_thread(partial(self._compose, why, seen))
+        if same and not force:
+            await self._settle(seen)
+            return Tried(Outcome.NOTHING_NEW, seen)
+        stored, sent = await self._store_all(manifests, patience_s)
+        report = self._report(why, stored, sent, loop.time() - began_s)
+        await self._accept(stored, seen, report)
+        report = replace(report, seconds=loop.time() - began_s, time=self._clock.now())
+        await self._tell(report)
+        return Tried(Outcome.MADE, seen, report)
+
+    async def _stage(
+        self, line: LineState, seen: Snapshots, kinds: tuple[Set[Path], Set[Path], Set[Path]], under_way: UnderWay
+    ) -> list[Pending]:
+        streams, appended, mapped = kinds
+        files = await in_thread(partial(line.pending, seen, streams, mapped))
+        under_way.add(file.path for file in files)
+        try:
+            return await self._stager.stage(line, files, streams, appended)
+        finally:
+            await self._drop(self._stager.take_in_vain())
+
+    def _compose(self, why: str, seen: Snapshots) -> tuple[list[tuple[LineState, Manifest]], bool]:
+        """The manifests of what was seen, and whether they say what the bases say."""
+        self._generation += 1
+        token = self._token
+        id_ = layout.commit_id(self._generation, token.attempt, token.nonce)
+        places = tuple((line.address.bucket, line.address.prefix) for line in self.lines)
+        header = Header(id_, self._generation, token.job_id, token.attempt, why, self._clock.now(), places)
+        manifests = [
+            (line, line.compose(header, layout.manifest_key(line.address.prefix, id_), seen)) for line in self.lines
+        ]
+        return manifests, all(line.holds(manifest) for line, manifest in manifests)
+
+    async def _settle(self, seen: Snapshots) -> None:
+        for line in self.lines:
+            in_vain = line.fresh()
+            await in_thread(partial(line.settle, seen))
+            await self._drop(in_vain)
+        if self._on_settled:
+            self._on_settled(seen)
+
+    async def _store_all(
+        self, manifests: list[tuple[LineState, Manifest]], patience_s: float
+    ) -> tuple[list[tuple[LineState, Manifest]], int]:
+        """Store content and manifests; the manifests as they are stored, and how many bytes were new."""
+        needed = {segment for line, manifest in manifests for segment in line.needed(manifest)}
+        sent_bytes = sum(segment.size_bytes for segment in needed)
+        self._meter.expect(self._spool.left_bytes(needed))
+        await self._spool.stored(needed)
+        # From here on a manifest names them, which the ledger may accept although its answer never gets here.
+        self._spoken_for |= {segment.key for segment in needed}
+        patience = Patience(patience_s, "commit_waits")
+        stored = []
+        for line, manifest in manifests:
+            whole, data = await in_thread(partial(encode, manifest, line.base))
+            put = partial(self._store.put, line.address.bucket, whole.key, BytesBody(data), self._fence)
+            await patience.persist(put)
+            self._meter.add(len(data))
+            sent_bytes += len(data)
+            stored.append((line, whole))
+        return stored, sent_bytes
+
+    def _report(
+        self, why: str, stored: list[tuple[LineState, Manifest]], sent_bytes: int, seconds: float
+    ) -> CommitReport:
+        header = stored[0][1].header
+        return CommitReport(
+            why, sum(len(manifest.files) for _, manifest in stored), sum(m.total_bytes for _, m in stored), sent_bytes,
+            seconds, self._clock.now(), header.id, header.generation,
+        )  # fmt: skip
+
+    async def _accept(self, stored: list[tuple[LineState, Manifest]], seen: Snapshots, report: CommitReport) -> None:
+        commits = [
+            NewCommit(
+                line.address, report.id, report.generation, manifest.key, report.why, len(manifest.files),
+                manifest.total_bytes, report.sent_bytes, line.head,
+            )
+            for line, manifest in stored
+        ]  # fmt: skip
+        facts = {
+            "id": report.id, "generation": report.generation, "why": report.why, "files": report.files,
+            "bytes": report.bytes, "sent_bytes": report.sent_bytes, "seconds": round(report.seconds, 3),
+        }  # fmt: skip
+        lines = await self._journal.commit(commits, facts)
+        self.commits += 1
+        for line, manifest in stored:
+            in_vain = line.fresh() - line.needed(manifest)
+            await in_thread(partial(line.accept, manifest, seen))
+            await self._drop(in_vain)
+        self._spoken_for.clear()  # all of them are committed or let go of
+        if self._on_accepted:
+            self._on_accepted(list(zip(self.lines, lines, strict=True)), seen)
+
+    async def _tell(self, report: CommitReport) -> None:
+        log.info(
+            "checkpoint stored",
+            extra={"action": "committed", "commit": report.id, "why": report.why, "files": report.files,
+                   "bytes": report.bytes, "sent_bytes": report.sent_bytes, "duration_s": round(report.seconds, 3)},
+        )  # fmt: skip
+        if self._on_commit:
+            await self._on_commit(report)
+
+    async def _drop(self, segments: Set[Segment]) -> None:
+        """Let go of segments that were filled in vain: no manifest names them, and none ever will."""
+        in_vain = [segment for segment in segments if segment.key not in self._spoken_for]
+        await self._spool.give_up(in_vain)
+        if self._on_garbage:
+            for segment in in_vain:
+                self._on_garbage(segment.bucket, [segment.key])
+
+    # -- the last one -------------------------------------------------------------------------------------------------
+
+    async def has_changed_in_silence(self) -> bool:
+        """Whether a file holds something else than its stamp says; `commit` would take it as it is. Reads everything.
+
+        Raises:
+            LocalFileError: A file cannot be read.
+        """
+        self._is_doubted = True
+        return await doubt_what_changed_in_silence(self.lines)
+
+    async def commit(self, why: str, patience_s: float) -> CommitReport:
+        """Commit what the disk holds, whole, and look whether all of it is on the storage; the command has ended.
+
+        Raises:
+            LocalFileError: Somebody still writes to a file, or it cannot be read.
+            StorageUnavailable: It stayed away, or loses what it is given.
+            KelpieError: As for `try_once`.
+        """
+        began_s = asyncio.get_running_loop().time()
+        if not self._is_doubted:
+            await doubt_what_changed_in_silence(self.lines)
+        self._is_doubted = False
+        report: CommitReport | None = None
+        left: tuple[str, ...] = ()
+        forgotten = False
         for _ in range(_PASSES):
-            changes = await in_thread(lambda: self._changes(self._checkpoints, self._take_all()))
-            if changes:
-                await self._apply(changes, tally, patience, copy_first=False)
-            elif not await self._lost():
-                return
-        left = ", ".join(tally.left[:3])
+            tried = await self.try_once(why, patience_s, force=forgotten)
+            left, report = tried.left, tried.report or report
+            if tried.outcome is Outcome.DISTURBED or await self._lost(patience_s):
+                continue
+            forgotten = await self._is_forgotten()
+            if not forgotten:
+                seconds = asyncio.get_running_loop().time() - began_s
+                return report or CommitReport(why, 0, 0, 0, seconds, self._clock.now())
         if left:
-            raise LocalFileError(f"files change although the command has ended: {left}; stop whatever writes them")
+            names = ", ".join(left[:3])
+            raise LocalFileError(f"files change although the command has ended: {names}; stop whatever writes them")
         raise StorageUnavailable("objects go missing on the storage as fast as they are stored", bucket="")
 
-    async def _lost(self) -> bool:
-        """Whether the storage lacks something that was stored; then it will be sent again."""
+    async def _is_forgotten(self) -> bool:
+        """Whether the ledger names something else than what is committed: it lost its last writes."""
+        based = [line for line in self.lines if line.base is not None]
+        states = await self._journal.lines([line.address for line in based]) if based else []
+        heads = [state.head.id if state.head else None for state in states]
+        return any(
+            line.base is not None and line.base.header.id != head for line, head in zip(based, heads, strict=True)
+        )
+
+    async def _lost(self, patience_s: float) -> bool:
+        """Whether the storage lacks content of the head that the disk has; then the next try sends it anew."""
         expected = [
-            (address[0], known.block.prefix, known.object)
-            for address, known in self.known.items()
-            if known.block in self._checkpoints
+            (line.address.bucket, layout.data_prefix(line.address.prefix), StoredObject(key, size, ""))
+            for line in self.lines
+            for key, size in line.on_disk().items()
         ]
-        lost = await missing(self._store, expected)
-        for address in lost:
-            self.known.forget(address)
+        lost = await Patience(patience_s, "commit_waits").persist(partial(missing, self._store, expected))
+        for bucket, key in lost:
+            log.error(
+                "content of a checkpoint is gone from the storage; sending it anew",
+                extra={"action": "content_lost", "bucket": bucket, "key": key},
+            )
+        for line in self.lines:
+            line.lost |= {key for _, key in lost}
         return bool(lost)
 
-    # -- both -----------------------------------------------------------------------------------------------------
 
-    def _take_all(self) -> dict[Path, Snapshot]:
-        snapshots = {path: take(path) for path in self._paths}
-        for path, snapshot in snapshots.items():
-            self.notices.look(path, snapshot)
-        return snapshots
-
-    def _changes(self, blocks: Sequence[Placed], snapshots: dict[Path, Snapshot]) -> Differences:
-        return self.known.differences(blocks, snapshots, pack=self._pack)
-
-    async def _apply(self, changes: Differences, tally: _Tally, patience: Patience, *, copy_first: bool) -> None:
-        self._ensure_open()
-        left = await self._sender.send(changes.changed, patience, copy_first=copy_first)
-        tally.left = [str(file.path) for file in left]
-        skipped = {file.address for file in left}
-        sent = [file for file in changes.changed if file.address not in skipped]
-        tally.files += len(sent)
-        tally.bytes += sum(file.stamp.size_bytes for file in sent)
-        # What was not sent may be what takes the place of a deleted file: until it is there the old one stays, and the
-        # next look finds it again.
-        if not left:
-            await run_bounded(changes.gone, partial(self._delete, tally), _DELETES_AT_ONCE)
-
-    async def _delete(self, tally: _Tally, address: Address) -> None:
-        self._ensure_open()
-        await self._store.delete(*address, self._fence)
-        self.known.forget(address)
-        tally.deleted += 1
-
-    async def _report(self, why: str, tally: _Tally, began_s: float) -> CommitReport:
-        seconds = _now() - began_s
-        report = CommitReport(why, tally.files, tally.bytes, tally.deleted, seconds, self._clock.now())
-        if tally:
-            self.commits += 1
-            log.info(
-                "checkpoint stored",
-                extra={"action": "committed", "why": why, "files": tally.files, "bytes": tally.bytes,
-                       "deleted": tally.deleted, "duration_s": round(seconds, 3)},
-            )  # fmt: skip
-            if self._on_commit:
-                await self._on_commit(report)
-        return report
+def moved(before: Snapshots, now: Snapshots, streams: Set[Path]) -> list[str]:
+    """Files, links and folders that are not as they were; a stream may have grown."""
+    found: list[str] = []
+    for directory, snapshot in before.items():
+        later = now[directory]
+        if snapshot == later:
+            continue
+        for relative in snapshot.files.keys() | later.files.keys():
+            one, other = snapshot.files.get(relative), later.files.get(relative)
+            if one != other and not (directory / relative in streams and _grew(one, other)):
+                found.append(str(directory / relative))
+        if snapshot.links != later.links or snapshot.folders != later.folders or snapshot.exists != later.exists:
+            found.append(str(directory))
+    return found
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+def _grew(before: Stamp | None, now: Stamp | None) -> bool:
+    if before is None or now is None:
+        return False
+    return before[:2] == now[:2] and before.size_bytes <= now.size_bytes
+
+
+def freeze(paths: Set[Path]) -> dict[Path, Stamp]:
+    """Stamps that all these files had at one instant: read twice, without a change in between, where that can be."""
+    stamps = _stat_all(paths)
+    for _ in range(_FREEZES):
+        again = _stat_all(paths)
+        if again == stamps:
+            break
+        stamps = again
+    return stamps
+
+
+def _stat_all(paths: Set[Path]) -> dict[Path, Stamp]:
+    found: dict[Path, Stamp] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found[path] = Stamp.of(path.lstat())
+    return found
+
+
+def with_stamps(snapshot: Snapshot, directory: Path, stamps: Mapping[Path, Stamp]) -> Snapshot:
+    """A look at a directory, with other stamps for some of its files."""
+    here = {relative: stamps[directory / relative] for relative in snapshot.files if directory / relative in stamps}
+    return replace(snapshot, files=snapshot.files | here) if here else snapshot

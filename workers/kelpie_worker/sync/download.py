@@ -1,7 +1,8 @@
 """Fetching objects whole: into a temporary name, verified, then renamed.
 
-Large objects come in ranges, in parallel; a range that is cut goes on where it broke. Memory: at most `STREAMS` ranges
-are under way, each holding up to 1 MiB until it is written.
+Large objects come in ranges, in parallel; a range that is cut goes on where it broke. Small ones come in batches (see
+``batches``). What arrives is digested and written by the transfer thread that it arrives in. Memory: at most `STREAMS`
+ranges are under way, each with its thread's buffer of 1 MiB.
 
 Limits: an ETag that is an MD5 is compared; of others the length and the identity over all ranges are what is verified.
 """
@@ -9,21 +10,26 @@ Limits: an ETag that is an MD5 is compared; of others the length and the identit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
+import itertools
 import logging
 import os
 import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable
+from kelpie_worker.sync.batches import Batching, Direct, Done, divided, in_batches
 from kelpie_worker.sync.errors import DiskFull, disk_errors
+from kelpie_worker.sync.landing import Landing, Writer, into_place
 from kelpie_worker.sync.object_store import ObjectChanged, ObjectStore, StoredObject
 from kelpie_worker.sync.paths import TEMPORARY
 from kelpie_worker.sync.retry import Patience
@@ -33,8 +39,8 @@ log = logging.getLogger(__name__)
 
 STREAMS = 16
 RANGE_BYTES = 64 * 1024 * 1024
+"""Larger objects come in several ranges; few large ones are faster than many small ones."""
 _RANGES_OF_ONE = 4
-_WRITE_BYTES = 1024 * 1024
 _UNPACK_BYTES = 4 * 1024 * 1024
 _CHANGES = 3
 _CORRUPT = 5
@@ -57,12 +63,73 @@ class Downloader:
     Args:
         store: The storage.
         patience: With a storage that is away.
-        on_bytes: Called with the number of bytes as they arrive.
+        on_bytes: Called, in a transfer thread, with the number of bytes as they arrive.
     """
 
     def __init__(self, store: ObjectStore, patience: Patience, on_bytes: Callable[[int], None]) -> None:
         self._store, self._patience, self._on_bytes = store, patience, on_bytes
         self._free = asyncio.Semaphore(STREAMS)
+        self._etags_are_md5 = True
+        self._temporary, self._names = f"{TEMPORARY}{secrets.token_hex(8)}-", itertools.count()
+
+    async def download_all(
+        self, wanted: Iterable[Wanted], *, check: Callable[[Wanted], None],
+        done: Callable[[Wanted, StoredObject], Awaitable[None]],
+    ) -> None:  # fmt: skip
+        """Fetch many objects, `STREAMS` at a time.
+
+        Args:
+            wanted: What is to be fetched.
+            check: Called before each of them, in any thread; objects by raising.
+            done: Told of each of them, and which object it was in the end.
+
+        Raises:
+            Exception: As `download`, or what ``check`` or ``done`` raised.
+        """
+
+        async def together(batch: Sequence[Wanted]) -> int:
+            count = await self._fetch_together(batch, check) if self._etags_are_md5 else 0
+            for one in batch[:count]:
+                await done(one, one.object)
+            return count
+
+        async def alone(one: Wanted) -> None:
+            check(one)
+            await done(one, await self.download(one))
+
+        batching = together if isinstance(self._store, Batching) else None
+        await in_batches(divided(wanted, _size_of_small, STREAMS), batching, alone, STREAMS)
+
+    async def _fetch_together(self, batch: Sequence[Wanted], check: Callable[[Wanted], None]) -> int:
+        """Fetch objects until one fails; how many came."""
+        done = Done()
+
+        def work(direct: Direct) -> None:
+            with done:
+                for one in batch:
+                    check(one)
+                    self._fetch_directly(direct, one)
+                    done.count += 1
+
+        self._patience.begin()
+        async with self._free:
+            await cast("Batching", self._store).batch({one.bucket for one in batch}, work, None)
+        return done.count
+
+    def _fetch_directly(self, direct: Direct, wanted: Wanted) -> None:
+        found, landing = wanted.object, self._landing(wanted)
+        try:
+            landing.begin(found.size_bytes, _expected(found), in_order=True)
+            writer = Writer(landing, 0, found.size_bytes, self._arrived)
+            direct.fetch(
+                wanted.bucket, found.key, writer.take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes
+            )
+            if not landing.placed:
+                raise StorageUnavailable("it is not what its ETag says", bucket=wanted.bucket, key=found.key)
+        finally:
+            landing.close()
+            if not landing.placed:
+                _remove(landing.temporary)
 
     async def download(self, wanted: Wanted) -> StoredObject:
         """Fetch one object.
@@ -75,22 +142,31 @@ class Downloader:
             StorageUnavailable: Patience ran out.
             DiskFull: No room.
         """
-        found = wanted.object
-        temporary = wanted.path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        landing = self._landing(wanted)
+        temporary = landing.temporary
         try:
-            found = await self._fetch_current(wanted, temporary)
-            if wanted.unpack:
-                temporary = await self._unpack(wanted, temporary)
-            await in_thread(partial(_into_place, temporary, wanted.path))
+            found = await self._fetch_current(wanted, landing)
+            if not landing.placed:
+                if wanted.unpack:
+                    temporary = await self._unpack(wanted, temporary)
+                await in_thread(partial(into_place, temporary, landing.path))
+                landing.placed = True
         finally:
-            temporary.unlink(missing_ok=True)
+            landing.close()
+            if not landing.placed:
+                _remove(temporary)
         return found
 
-    async def _fetch_current(self, wanted: Wanted, temporary: Path) -> StoredObject:
+    def _landing(self, wanted: Wanted) -> Landing:
+        path = os.fspath(wanted.path)
+        folder = path[: path.rindex("/") + 1]
+        return Landing(path, f"{folder}{self._temporary}{next(self._names)}", place=not wanted.unpack)
+
+    async def _fetch_current(self, wanted: Wanted, landing: Landing) -> StoredObject:
         found = wanted.object
         for _ in range(_CHANGES):
             try:
-                await self._fetch_verified(wanted.bucket, found, temporary)
+                await self._fetch_verified(wanted.bucket, found, landing)
             except ObjectChanged:
                 now = await self._patience.persist(partial(self._store.head, wanted.bucket, found.key))
                 if now is None:
@@ -104,17 +180,20 @@ class Downloader:
             bucket=wanted.bucket, key=found.key,
         )  # fmt: skip
 
-    async def _fetch_verified(self, bucket: str, found: StoredObject, temporary: Path) -> None:
+    async def _fetch_verified(self, bucket: str, found: StoredObject, landing: Landing) -> None:
+        expected = _expected(found)
         seen: set[str] = set()
         while len(seen) < _CORRUPT:
-            await self._fetch_whole(bucket, found, temporary)
-            if not _MD5.fullmatch(found.etag):
+            landing.begin(found.size_bytes, expected, in_order=found.size_bytes <= RANGE_BYTES)
+            await self._fetch_whole(bucket, found, landing)
+            if not expected or landing.placed:
                 return
-            digest = await _md5(temporary)
-            if digest == found.etag:
+            digest = landing.digest or await _md5(landing.temporary)
+            if digest == expected:
                 return
             if digest in seen:
                 # Twice the same bytes: then it is the ETag that is no MD5, as with some kinds of encryption.
+                self._etags_are_md5 = False  # nor will others be: in a batch they would only be fetched once more
                 log.info("an ETag is no MD5", extra={"action": "etag_no_md5", "bucket": bucket, "key": found.key})
                 return
             seen.add(digest)
@@ -123,31 +202,31 @@ class Downloader:
             bucket=bucket, key=found.key,
         )  # fmt: skip
 
-    async def _fetch_whole(self, bucket: str, found: StoredObject, temporary: Path) -> None:
-        with disk_errors(temporary):
-            fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            starts = range(0, max(1, found.size_bytes), RANGE_BYTES)
-            await run_bounded(starts, partial(self._fetch_range, bucket, found, fd, temporary), _RANGES_OF_ONE)
-        finally:
-            os.close(fd)
+    async def _fetch_whole(self, bucket: str, found: StoredObject, landing: Landing) -> None:
+        writers = (
+            Writer(landing, start, min(found.size_bytes, start + RANGE_BYTES), self._arrived)
+            for start in range(0, max(1, found.size_bytes), RANGE_BYTES)
+        )
+        if found.size_bytes <= RANGE_BYTES:
+            await self._fetch_range(bucket, found, next(writers))
+            if not found.size_bytes:
+                await in_thread(landing.arrived_whole)
+        else:
+            await run_bounded(writers, partial(self._fetch_range, bucket, found), _RANGES_OF_ONE)
+        landing.close()
 
-    async def _fetch_range(self, bucket: str, found: StoredObject, fd: int, path: Path, start_byte: int) -> None:
-        end = min(found.size_bytes, start_byte + RANGE_BYTES)
-        writer = _Writer(fd, path, start_byte, self._arrived)
-
+    async def _fetch_range(self, bucket: str, found: StoredObject, writer: Writer) -> None:
         async def rest() -> None:
-            if writer.at == end > start_byte:
+            # What arrived before a cut is kept, and the next try asks for the rest only.
+            if writer.at == writer.end and found.size_bytes:
                 return
             try:
                 await self._store.fetch(
-                    bucket, found.key, writer.take, etag=found.etag, start_byte=writer.at, length_bytes=end - writer.at
-                )
+                    bucket, found.key, writer.take, etag=found.etag, start_byte=writer.at,
+                    length_bytes=writer.end - writer.at,
+                )  # fmt: skip
             except ObjectChanged as changed:
                 raise _Replaced(changed) from None
-            finally:
-                # What arrived before a cut is kept, and the next try asks for the rest only.
-                await writer.flush()
 
         try:
             async with self._free:
@@ -159,25 +238,35 @@ class Downloader:
         self._patience.sign_of_life()
         self._on_bytes(count)
 
-    async def _unpack(self, wanted: Wanted, packed: Path) -> Path:
-        target = packed.with_name(packed.name + "-unpacked")
+    async def _unpack(self, wanted: Wanted, packed: str) -> str:
+        target = packed + "-unpacked"
         try:
-            with disk_errors(target), gzip.open(packed, "rb") as source, target.open("wb") as sink:
+            with disk_errors(target), gzip.open(packed, "rb") as source, open(target, "wb") as sink:  # noqa: ASYNC230, PTH123
                 while data := await in_thread(partial(source.read, _UNPACK_BYTES)):
                     await in_thread(partial(sink.write, data))
         except (gzip.BadGzipFile, EOFError, zlib.error):
-            target.unlink(missing_ok=True)
+            _remove(target)
             raise StorageSetupError(
                 f"bucket {wanted.bucket!r}, object {wanted.object.key!r}: it is not gzipped, or cut off, although the"
                 " job has `compression` and the name ends in .gz",
                 bucket=wanted.bucket, key=wanted.object.key,
             ) from None  # fmt: skip
         except BaseException:
-            target.unlink(missing_ok=True)
+            _remove(target)
             raise
         finally:
             os.unlink(packed)  # noqa: PTH108 -- one quick system call
         return target
+
+
+def _expected(found: StoredObject) -> str:
+    """The MD5 that an object should have, where its ETag looks like one."""
+    return found.etag if _MD5.fullmatch(found.etag) else ""
+
+
+def _size_of_small(wanted: Wanted) -> int | None:
+    """The size of an object that may come in a batch: not what is to be unpacked, nor what has no byte to wait for."""
+    return wanted.object.size_bytes or None if not wanted.unpack else None
 
 
 class _Replaced(Exception):
@@ -188,50 +277,14 @@ class _Replaced(Exception):
         self.error = error
 
 
-class _Writer:
-    """Gathers what arrives into pieces worth a thread's while, and writes them to their place."""
-
-    def __init__(self, fd: int, path: Path, at: int, on_bytes: Callable[[int], None]) -> None:
-        self.at = at
-        self._fd, self._path, self._on_bytes = fd, path, on_bytes
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-
-    async def take(self, data: bytes) -> None:
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        self._on_bytes(len(data))
-        if self._pending_bytes >= _WRITE_BYTES:
-            await self.flush()
-
-    async def flush(self) -> None:
-        if not self._pending:
-            return
-        data = b"".join(self._pending)
-        self._pending, self._pending_bytes = [], 0
-        with disk_errors(self._path):
-            await in_thread(partial(_write_all, self._fd, data, self.at))
-        self.at += len(data)
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 -- text; see `Landing`
 
 
-def _write_all(fd: int, data: bytes, at: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, at)
-        view, at = view[written:], at + written
-
-
-def _into_place(temporary: Path, path: Path) -> None:
-    with disk_errors(path):
-        if path.is_dir() and not path.is_symlink():
-            # The prefix was found to have no such conflict; this is what an empty directory marker left.
-            path.rmdir()
-        temporary.replace(path)
-
-
-async def _md5(path: Path) -> str:
+async def _md5(path: str) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as source:
+    with open(path, "rb") as source:  # noqa: ASYNC230, PTH123 -- one quick system call
 
         def piece() -> int:
             data = source.read(_UNPACK_BYTES)
@@ -243,8 +296,8 @@ async def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_room(needed_bytes: dict[Path, int]) -> None:
-    """Refuse early what cannot fit.
+def check_room(needed_bytes: Mapping[Path, int]) -> None:
+    """Refuse early what cannot fit: all that is to come to one disk counts together.
 
     Args:
         needed_bytes: By directory.
@@ -260,4 +313,5 @@ def check_room(needed_bytes: dict[Path, int]) -> None:
         free = shutil.disk_usage(directories[0]).free
         if needed > free:
             names = ", ".join(str(directory) for directory in directories)
-            raise DiskFull(f"{names}: {needed} bytes are to be brought down, {free} are free; use a larger disk")
+            text = f"{names}: {needed} bytes are to be brought down, {free} are free; use machines with a larger disk"
+            raise DiskFull(text, directories[0], free, needed)

@@ -53,7 +53,7 @@ class KnownFile:
         relative: Its path below the block's directory.
         object: As the storage has it.
         stamp: Of the file that it was made from, or became; None when that does not count any more.
-        source_sha256: Of that file; empty for what was restored and not changed since.
+        source_sha256: Of that file; empty for what was not sent by this attempt.
         sent_sha256: Of the object; empty likewise.
     """
 
@@ -109,6 +109,14 @@ class KnownFiles:
             file.block, file.relative, stored.object, captured.stamp, captured.source_sha256, stored.sent.sha256
         )
 
+    def note_placed(self, file: LocalFile, stored: StoredObject) -> None:
+        """Note that an object is what this file was as it was seen, although it was not sent."""
+        self._by_address[file.address] = KnownFile(file.block, file.relative, stored, file.stamp)
+
+    def note(self, bucket: str, known: KnownFile) -> None:
+        """Note an object, unless more is known of it."""
+        self._by_address.setdefault((bucket, known.object.key), known)
+
     def forget_stamp(self, address: Address) -> None:
         """Let the next comparison find that this file differs."""
         self._by_address[address] = replace(self._by_address[address], stamp=None)
@@ -118,21 +126,18 @@ class KnownFiles:
         self._by_address.pop(address, None)
 
     def differences(self, blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool) -> Differences:
-        """What differs between the disk and the storage.
+        """What differs between the disk and the storage; a file whose name cannot be a key is left out.
 
         Args:
             blocks: Which blocks are looked at.
             snapshots: Of their directories.
             pack: Whether what is stored is gzipped.
-
-        Raises:
-            LocalFileError: A file's name cannot be a key.
         """
-        files = wanted(blocks, snapshots, pack=pack)
+        files = wanted(blocks, snapshots, pack=pack, strict=False)
         changed = [file for file in files.values() if self._differs(file)]
         gone = [
             address
-            for address, known in self._by_address.items()
+            for address, known in self.items()  # a copy: the event loop may note something meanwhile
             if address not in files and known.block in blocks and _is_gone(known, snapshots[known.block.path], pack)
         ]
         return Differences(sorted(changed, key=lambda file: (file.stamp.mtime_ns, file.key)), gone)
@@ -142,7 +147,9 @@ class KnownFiles:
         return known is None or known.stamp != file.stamp
 
 
-def wanted(blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool) -> dict[Address, LocalFile]:
+def wanted(
+    blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack: bool, strict: bool = True
+) -> dict[Address, LocalFile]:
     """Every file that is to be on the storage, by where.
 
     Raises:
@@ -151,21 +158,27 @@ def wanted(blocks: Sequence[Placed], snapshots: Mapping[Path, Snapshot], *, pack
     files: dict[Address, LocalFile] = {}
     for block in blocks:
         for relative, stamp in snapshots[block.path].files.items():
-            if block.selects(relative):
-                file = LocalFile(block, relative, block.path / relative, stamp, _key(block, relative, pack=pack))
+            if not block.selects(relative):
+                continue
+            key = key_of(block, relative, pack=pack)
+            if key is not None:
+                file = LocalFile(block, relative, block.path / relative, stamp, key)
                 files[file.address] = file
+            elif strict:
+                raise LocalFileError(
+                    f"{block}: the name of file {relative!r} is not UTF-8, so it cannot be stored; rename it, or leave"
+                    " it out with a pattern"
+                )
     return files
 
 
-def _key(block: Placed, relative: str, *, pack: bool) -> str:
+def key_of(block: Placed, relative: str, *, pack: bool) -> str | None:
+    """The plain key of a file; None when its name cannot be one."""
     key = f"{block.prefix}{relative}{'.gz' if pack else ''}"
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise LocalFileError(
-            f"{block}: the name of file {relative!r} is not UTF-8, so it cannot be stored; rename it, or leave it out"
-            " with a pattern"
-        ) from None
+        return None
     return key
 
 
@@ -176,5 +189,5 @@ def _is_gone(known: KnownFile, snapshot: Snapshot, pack: bool) -> bool:
     """
     if known.block.role != "checkpoint" or not snapshot.exists or not known.block.selects(known.relative):
         return False
-    renamed = known.object.key != _key(known.block, known.relative, pack=pack)
+    renamed = known.object.key != key_of(known.block, known.relative, pack=pack)
     return renamed or known.relative not in snapshot.files

@@ -1,15 +1,18 @@
 """What sync needs of an object storage: a seam with two implementations, S3 and the tests' own.
 
-Three operations make something visible: ``put``, ``complete`` and ``delete``. They take the fence, wait while it is
-muted, and cannot take effect after the trust that they were sent with has run out.
+Four operations make something visible: ``put``, ``complete``, ``copy`` and ``delete``. They take the fence, wait while
+it is muted, and cannot take effect after the trust that they were sent with has run out.
+
+Bodies and sinks work in a transfer thread, not on the event loop. A call that is cancelled ends promptly, and not
+before its thread has let go of them.
 
 Limits: buckets are never made or configured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kelpie_celery.errors import StorageUnavailable
@@ -18,11 +21,19 @@ from kelpie_worker.sync.fence import Fence
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as a listing shows it; ``etag`` is without its quotes."""
+    """An object as a listing shows it.
+
+    Attributes:
+        key: Its key.
+        size_bytes: Its size.
+        etag: Without its quotes.
+        modified: When it was stored, seconds since the epoch by the storage's clock; 0 where that was not told.
+    """
 
     key: str
     size_bytes: int
     etag: str
+    modified: float = field(default=0.0, compare=False)
 
 
 class ObjectChanged(StorageUnavailable):
@@ -34,21 +45,31 @@ class UploadGone(StorageUnavailable):
 
 
 class Body(Protocol):
-    """Bytes to send, of known length and digest; they can be read again for another try."""
+    """Bytes to send, of known length and digest; they can be read again for another try.
+
+    All of it is asked for in a transfer thread.
+    """
 
     @property
     def size_bytes(self) -> int:
         """How many bytes."""
 
-    @property
+    def crc32(self) -> int:
+        """CRC32 of all of them."""
+
     def md5(self) -> bytes:
-        """MD5 of all of them (16 bytes)."""
+        """MD5 of all of them (16 bytes); asked for only where a storage does not verify a CRC32."""
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes, in pieces of at most 1 MiB."""
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The bytes, in pieces of at most 1 MiB, each of which is valid until the next one is asked for.
+
+        Raises:
+            FileChanged: They are not what was promised any more.
+        """
 
 
-Sink = Callable[[bytes], Awaitable[None]]
+Sink = Callable[[memoryview], None]
+"""Takes what arrives, in order, in a transfer thread. What it is given is valid until it returns."""
 
 
 class ObjectStore(Protocol):
@@ -67,6 +88,14 @@ class ObjectStore(Protocol):
     async def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
         """Hand ``length_bytes`` of the object, from ``start_byte``, to ``sink``.
 
+        Args:
+            bucket: The bucket.
+            key: The object.
+            sink: Takes the bytes.
+            etag: The object's, as it was listed; empty for whatever is there.
+            start_byte: Where to begin.
+            length_bytes: How much.
+
         Raises:
             ObjectChanged: Its ETag is not ``etag`` any more.
             StorageUnavailable: Also when fewer bytes arrive; what did arrive has been handed over.
@@ -75,8 +104,18 @@ class ObjectStore(Protocol):
     async def put(self, bucket: str, key: str, body: Body, fence: Fence) -> StoredObject:
         """Store an object in one request; the storage verifies its digest."""
 
-    async def delete(self, bucket: str, key: str, fence: Fence) -> None:
-        """Delete an object; one that does not exist counts as deleted."""
+    async def copy(self, bucket: str, key: str, source_key: str, fence: Fence) -> StoredObject:
+        """Let the storage copy an object of up to 5 GB within a bucket."""
+
+    async def delete(self, bucket: str, key: str, fence: Fence, *, forever: bool = False) -> None:
+        """Delete an object; one that does not exist counts as deleted.
+
+        Args:
+            bucket: The bucket.
+            key: The object.
+            fence: Of the attempt.
+            forever: In a bucket that keeps versions, delete the newest version itself instead of hiding it.
+        """
 
     async def begin(self, bucket: str, key: str) -> str:
         """Begin an upload in parts; its id."""
@@ -88,13 +127,31 @@ class ObjectStore(Protocol):
             UploadGone: There is no such upload.
         """
 
-    async def complete(
-        self, bucket: str, key: str, upload_id: str, part_etags: Sequence[str], fence: Fence
-    ) -> StoredObject:
-        """Make an upload in parts visible.
+    async def copy_part(
+        self, bucket: str, key: str, upload_id: str, number: int, source_key: str, start_byte: int, length_bytes: int
+    ) -> str:
+        """Let the storage copy a range of another object of the bucket as part ``number``; its ETag.
 
         Raises:
             UploadGone: There is no such upload.
+        """
+
+    async def complete(
+        self, bucket: str, key: str, upload_id: str, part_etags: Sequence[str], fence: Fence, *, size_bytes: int
+    ) -> StoredObject:
+        """Make an upload in parts visible.
+
+        Args:
+            bucket: The bucket.
+            key: The object.
+            upload_id: The upload.
+            part_etags: In the order of the parts.
+            fence: Of the attempt.
+            size_bytes: What all parts come to.
+
+        Raises:
+            UploadGone: There is no such upload.
+            StorageUnavailable: Also when what is on the storage then has another size.
         """
 
     async def abort(self, bucket: str, key: str, upload_id: str) -> None:

@@ -8,18 +8,18 @@ that this one did not write: the listing says which are the job's.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kelpie_celery.errors import StorageUnavailable
+from kelpie_celery.listings import OutputFile
+from kelpie_worker.sync.batches import Batching, Direct, Done, divided, in_batches
 from kelpie_worker.sync.bodies import FileChanged
+from kelpie_worker.sync.etags import is_content_of
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.known import Address, KnownFile, KnownFiles, LocalFile, wanted
 from kelpie_worker.sync.notices import Notices
@@ -28,78 +28,14 @@ from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.progress import Meter, OnProgress
 from kelpie_worker.sync.retry import Patience
 from kelpie_worker.sync.snapshot import Snapshot, take
-from kelpie_worker.sync.stable_read import capture, digest
-from kelpie_worker.sync.threads import in_thread, run_bounded
+from kelpie_worker.sync.stable_read import capture, capture_small, digest
+from kelpie_worker.sync.threads import in_thread
 from kelpie_worker.sync.upload import PARTS_AT_ONCE, Uploader
 from kelpie_worker.sync.verify import missing
 
 log = logging.getLogger(__name__)
 
 _ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One object of a job's outputs; ``sha256`` (hex) and ``etag`` are of the object as it is stored."""
-
-    bucket: str
-    key: str
-    size_bytes: int
-    sha256: str
-    etag: str = ""
-
-
-@dataclass(frozen=True)
-class OutputListing:
-    """All outputs of a job.
-
-    Attributes:
-        files: By bucket and key.
-        bucket: Where the listing itself is stored; empty when there is none.
-        key: Likewise.
-    """
-
-    files: tuple[OutputFile, ...] = ()
-    bucket: str = ""
-    key: str = ""
-
-    @property
-    def total_bytes(self) -> int:
-        """The size of all of them."""
-        return sum(file.size_bytes for file in self.files)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the listing as it is stored."""
-        return hashlib.sha256(self.to_json()).hexdigest()
-
-    def to_json(self) -> bytes:
-        """The listing as it is stored."""
-        rows = [
-            {"bucket": f.bucket, "key": f.key, "size": f.size_bytes, "sha256": f.sha256, "etag": f.etag}
-            for f in self.files
-        ]
-        return json.dumps({"version": 1, "files": rows}, sort_keys=True, separators=(",", ":")).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> OutputListing:
-        """What `to_json` gave.
-
-        Raises:
-            ValueError: It is no listing.
-        """
-        try:
-            rows = json.loads(data)["files"]
-            return cls(
-                tuple(OutputFile(r["bucket"], r["key"], int(r["size"]), r["sha256"], r.get("etag", "")) for r in rows)
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError("not a listing of outputs") from error
-
-    def summary(self) -> dict[str, Any]:
-        """A few words for a job's record."""
-        where = {"listing": f"s3://{self.bucket}/{self.key}"} if self.key else {}
-        return {"files": len(self.files), "bytes": self.total_bytes, "sha256": self.digest, **where}
 
 
 class Outputs:
@@ -142,10 +78,12 @@ class Outputs:
         began_s = asyncio.get_running_loop().time()
         snapshots = await in_thread(lambda: {block.path: self._take(block) for block in blocks})
         files = wanted(blocks, snapshots, pack=self._pack)
+        batching = self._send_together if isinstance(self._store, Batching) else None
         self._meter.total_bytes = sum(file.stamp.size_bytes for file in files.values())
         async with self._meter.reporting(self._on_progress):
             for _ in range(_ROUNDS):
-                await run_bounded(files.values(), self._persist, PARTS_AT_ONCE)
+                batches = divided(files.values(), self._size_of_small, PARTS_AT_ONCE)
+                await in_batches(batches, batching, self._persist, PARTS_AT_ONCE)
                 if not await self._patience.persist(self._lost):
                     break
             else:
@@ -172,6 +110,41 @@ class Outputs:
         self._notices.look(block.path, snapshot, place=place)
         return snapshot
 
+    # -- small files, which go in batches; see ``batches`` ----------------------------------------------------------
+
+    def _size_of_small(self, file: LocalFile) -> int | None:
+        """The size of a file that is sent as it is."""
+        known = self._known.get(file.address)
+        perhaps_there = known and known.stamp and known.stamp.is_same_content(file.stamp)
+        return None if self._pack or perhaps_there or file.address in self._done else file.stamp.size_bytes
+
+    async def _send_together(self, batch: Sequence[LocalFile]) -> int:
+        done, sent = Done(), dict[Address, KnownFile]()
+
+        def work(direct: Direct) -> None:
+            with done:
+                for file in batch:
+                    sent[file.address] = self._send_directly(direct, file)
+                    self._patience.sign_of_life()
+                    done.count += 1
+
+        await self._uploader.together({file.block.bucket for file in batch}, work, self._patience)
+        self._done |= sent
+        return done.count
+
+    def _send_directly(self, direct: Direct, file: LocalFile) -> KnownFile:
+        captured = capture_small(self._where(file.block.path) / file.relative)
+        try:
+            (body,) = captured.bodies(self._uploader.on_sent)
+            stored = direct.put(*file.address, body)
+        finally:
+            captured.close()
+        return KnownFile(
+            file.block, file.relative, stored, captured.stamp, captured.source_sha256, captured.sent.sha256
+        )
+
+    # -- one file, whatever it is -----------------------------------------------------------------------------------
+
     async def _persist(self, file: LocalFile) -> None:
         if file.address not in self._done:
             await self._patience.persist(partial(self._store_one, file))
@@ -179,9 +152,11 @@ class Outputs:
     async def _store_one(self, file: LocalFile) -> None:
         path = self._where(file.block.path) / file.relative
         known = self._known.get(file.address)
-        if known and known.stamp and known.stamp.is_same_content(file.stamp) and await _is_still(path, known):
-            self._done[file.address] = known
-            return
+        if known and known.stamp and known.stamp.is_same_content(file.stamp):
+            proven = await _proven(path, known)
+            if proven:
+                self._done[file.address] = proven
+                return
         copy_to = self._scratch / f"output-{next(self._names)}" if self._pack else None
         captured = await capture(path, copy_to=copy_to, pack=self._pack)
         try:
@@ -201,8 +176,14 @@ class Outputs:
         return bool(lost)
 
 
-async def _is_still(path: Path, known: KnownFile) -> bool:
+async def _proven(path: Path, known: KnownFile) -> KnownFile | None:
+    """What is known, if the file still is what is stored; completed by its digests where it was not sent."""
     try:
-        return bool(known.source_sha256) and (await digest(path)).sha256 == known.source_sha256
+        sha256 = (await digest(path)).sha256
     except FileChanged:
-        return False
+        return None
+    if known.source_sha256:
+        return known if sha256 == known.source_sha256 else None
+    if not await is_content_of(path, known.object):
+        return None  # packed, or its ETag is no digest
+    return replace(known, source_sha256=sha256, sent_sha256=sha256)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kelpie_celery.definition import JobDefinition
 from kelpie_celery.patterns import Pattern, compile_pattern
-from kelpie_celery.transfers import CHECKPOINT_DIR, INPUT_DIR, OUTPUT_DIR, Role, Stage, Transfer
+from kelpie_celery.transfers import CHECKPOINT_DIR, INPUT_DIR, OUTPUT_DIR, QUIET, Plain, Role, Stage, Transfer
 from kelpie_worker.sync.errors import LocalPathError
 
 _SYSTEM = frozenset(
@@ -61,6 +62,9 @@ class Placed:
         path: The directory, absolute and resolved.
         pattern: Selects keys (``before``) or relative paths; None for all.
         index: Position within its stage.
+        commit: When a checkpoint is taken: ``quiet``, ``report`` or ``marker:<glob>``; of a ``during`` block.
+        plain: When the plain keys follow the checkpoint: ``interval``, ``end`` or ``never``; of a ``during`` block.
+        read_only: The job does not write to its files; of a ``before`` block that brings inputs.
     """
 
     stage: Stage
@@ -70,6 +74,9 @@ class Placed:
     path: Path
     pattern: Pattern | None = None
     index: int = 0
+    commit: str = QUIET
+    plain: Plain = "interval"
+    read_only: bool = False
 
     def selects(self, text: str) -> bool:
         """Whether the pattern lets a key or a relative path through."""
@@ -94,6 +101,11 @@ class Plan:
         return self.before + self.during + self.after
 
     @property
+    def commit(self) -> str:
+        """When the job's checkpoints are taken; its ``during`` blocks agree on that."""
+        return next((block.commit for block in self.during if block.role == "checkpoint"), QUIET)
+
+    @property
     def paths(self) -> list[Path]:
         """Their directories, each once."""
         return list(dict.fromkeys(block.path for block in self.blocks))
@@ -105,13 +117,14 @@ class Plan:
         return [path for path in paths if not any(other in path.parents for other in paths)]
 
 
-def place(definition: JobDefinition, dirs: Dirs, scratch: Path) -> Plan:
+def place(definition: JobDefinition, dirs: Dirs, scratch: Path, kept: Sequence[Path] = ()) -> Plan:
     """Find the directory of each transfer.
 
     Args:
         definition: The job's.
         dirs: The worker's directories.
         scratch: Kelpie's own space.
+        kept: Directories that outlive jobs; nothing below or above them is a job's.
 
     Raises:
         LocalPathError: A directory must not be touched; names the block and the rule.
@@ -126,6 +139,7 @@ def place(definition: JobDefinition, dirs: Dirs, scratch: Path) -> Plan:
     precious, homes = _precious(workdir, scratch), _homes()
     for block in plan.blocks:
         _check(block, workdir, precious, homes)
+        _check_kept(block, [path.resolve() for path in kept])
     return plan
 
 
@@ -136,6 +150,7 @@ def _placed(transfer: Transfer, dirs: Dirs) -> Placed:
         stage=transfer.stage, role=transfer.role, bucket=transfer.bucket, prefix=transfer.prefix, index=transfer.index,
         path=(dirs.workdir.absolute() / path).resolve(),
         pattern=compile_pattern(transfer.pattern) if transfer.pattern is not None else None,
+        commit=transfer.commit, plain=transfer.plain, read_only=transfer.read_only,
     )  # fmt: skip
 
 
@@ -173,3 +188,11 @@ def _check(block: Placed, workdir: Path, precious: list[Path], homes: set[Path])
         raise LocalPathError(
             f"{block}: local_path {path} is cleared between jobs, and {holds}; name a directory of its own"
         )
+
+
+def _check_kept(block: Placed, kept: Sequence[Path]) -> None:
+    for path in kept:
+        if block.path.is_relative_to(path) or path.is_relative_to(block.path):
+            raise LocalPathError(
+                f"{block}: local_path {block.path} is cleared between jobs, and {path} is kelpie's cache; name another"
+            )

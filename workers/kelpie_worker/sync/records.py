@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kelpie_celery.errors import StorageSetupError
+from kelpie_celery.listings import MAX_LISTING_BYTES, OutputFile, OutputListing
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.object_store import ObjectChanged, ObjectStore, StoredObject
-from kelpie_worker.sync.outputs import OutputFile, OutputListing
 from kelpie_worker.sync.paths import control_prefix
 from kelpie_worker.sync.plan import Placed, Plan
 from kelpie_worker.sync.verify import Expected, missing
@@ -27,7 +27,6 @@ from kelpie_worker.sync.verify import Expected, missing
 log = logging.getLogger(__name__)
 
 _MAX_BYTES = 16 * 1024 * 1024
-_MAX_LISTING_BYTES = 256 * 1024 * 1024
 _VERSION = 1
 
 
@@ -86,7 +85,7 @@ class Records:
         key = str(outputs["listing"]).removeprefix(f"s3://{self.bucket}/")
         if not key.startswith(self._folder):
             return "names a listing elsewhere"
-        data = await self._read(key, _MAX_LISTING_BYTES)
+        data = await self._read(key, MAX_LISTING_BYTES)
         if data is None:
             return "names a listing that is not there"
         if hashlib.sha256(data).hexdigest() != outputs.get("sha256"):
@@ -130,12 +129,9 @@ class Records:
             return None
         data = bytearray()
 
-        async def take(chunk: bytes) -> None:
-            data.extend(chunk)
-
         try:
             await self._store.fetch(
-                self.bucket, key, take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes
+                self.bucket, key, data.extend, etag=found.etag, start_byte=0, length_bytes=found.size_bytes
             )
         except (ObjectChanged, StorageSetupError):
             return None  # replaced or deleted since; the next attempt may look again

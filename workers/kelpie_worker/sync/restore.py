@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from kelpie_celery.errors import StorageSetupError
+from kelpie_worker.sync.cache import READ_ONLY_MODE
+from kelpie_worker.sync.cached_inputs import AT_ONCE, CachedInputs
 from kelpie_worker.sync.dirs import prepare
-from kelpie_worker.sync.download import STREAMS, Downloader, Wanted, check_room
+from kelpie_worker.sync.download import Downloader, Wanted, check_room
 from kelpie_worker.sync.errors import disk_errors
 from kelpie_worker.sync.object_store import ObjectStore, StoredObject
 from kelpie_worker.sync.paths import check_parents, conflict, is_reserved, relative_path
@@ -41,11 +43,12 @@ class RestoredFile:
 
 @dataclass(frozen=True)
 class RestoreReport:
-    """What a restore did."""
+    """What a restore did: files that came from plain keys, and the commits that others came from."""
 
     files: tuple[RestoredFile, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
+    commits: tuple[str, ...] = ()
 
 
 class Restore(Protocol):
@@ -79,17 +82,26 @@ class PlainRestore:
         give_up_s: Patience with a storage that gives no sign of life, seconds.
         meter: Counts what arrives.
         on_progress: Told every ten seconds.
+        cache: The machine's, for inputs.
     """
 
     def __init__(
         self, store: ObjectStore, *, compression: bool = False, give_up_s: float = GIVE_UP_S,
-        meter: Meter | None = None, on_progress: OnProgress | None = None,
+        meter: Meter | None = None, on_progress: OnProgress | None = None, cache: CachedInputs | None = None,
     ) -> None:  # fmt: skip
         self._store, self._compression, self._give_up_s = store, compression, give_up_s
         self._meter, self._on_progress = meter or Meter("restore"), on_progress
+        self._cache = cache
 
-    async def restore(self, blocks: Sequence[Placed]) -> RestoreReport:
-        """See `Restore`."""
+    async def restore(
+        self, blocks: Sequence[Placed], beside: Mapping[Path, tuple[Path, int]] | None = None
+    ) -> RestoreReport:
+        """See `Restore`.
+
+        Args:
+            blocks: What to fill.
+            beside: What will be brought after this and has to have room as well: by file its directory and size, bytes.
+        """
         began = asyncio.get_running_loop().time()
         patience = Patience(self._give_up_s, "restore_waits")
         contents = [await patience.persist(partial(self._list, block)) for block in blocks]
@@ -100,10 +112,11 @@ class PlainRestore:
         ]
         await in_thread(partial(_prepare, blocks, contents))
         wanted = _by_path(restored)
-        await in_thread(partial(check_room, _sizes(wanted.values())))
+        fetched = await self._take_cached(wanted, beside or {})
+        await in_thread(partial(check_room, _sizes(wanted, beside or {})))
         self._meter.total_bytes += sum(file.object.size_bytes for file in wanted.values())
         async with self._meter.reporting(self._on_progress):
-            fetched = await self._fetch(wanted, patience)
+            fetched += await self._fetch(wanted, patience)
         seconds = asyncio.get_running_loop().time() - began
         report = RestoreReport(tuple(fetched), sum(file.object.size_bytes for file in fetched), seconds)
         log.info(
@@ -148,19 +161,54 @@ class PlainRestore:
     def _packed(self, name: str) -> bool:
         return self._compression and name.endswith(".gz") and not name.endswith("/.gz") and name != ".gz"
 
-    async def _fetch(self, wanted: dict[Path, RestoredFile], patience: Patience) -> list[RestoredFile]:
-        downloader = Downloader(self._store, patience, self._meter.add)
-        fetched: list[RestoredFile] = []
+    async def _take_cached(
+        self, wanted: dict[Path, RestoredFile], beside: Mapping[Path, tuple[Path, int]]
+    ) -> list[RestoredFile]:
+        """Take out of ``wanted`` what the machine's cache has, and let the cache make room for the rest."""
+        taken: list[RestoredFile] = []
+        cache = self._cache
+        if cache is None:
+            return taken
 
         async def one(item: tuple[Path, RestoredFile]) -> None:
             path, file = item
             check_parents(file.block.path, file.relative, bucket=file.block.bucket, key=file.object.key)
-            unpack = self._packed(file.object.key)
-            found = await downloader.download(Wanted(file.block.bucket, file.object, path, unpack))
+            if await cache.take(self._wanted(path, file), read_only=file.block.read_only):
+                del wanted[path]
+                taken.append(file)
+
+        inputs = [item for item in wanted.items() if item[1].block.role == "input"]
+        await run_bounded(inputs, one, AT_ONCE)
+        await cache.make_room(_sizes(wanted, beside))
+        if taken:
+            log.info(
+                "inputs taken from the cache",
+                extra={"action": "cache_hit", "files": cache.hits, "bytes": cache.hit_bytes},
+            )
+        return taken
+
+    def _wanted(self, path: Path, file: RestoredFile) -> Wanted:
+        return Wanted(file.block.bucket, file.object, path, self._packed(file.object.key))
+
+    async def _fetch(self, wanted: dict[Path, RestoredFile], patience: Patience) -> list[RestoredFile]:
+        downloader = Downloader(self._store, patience, self._meter.add)
+        fetched: list[RestoredFile] = []
+
+        def check(what: Wanted) -> None:
+            file = wanted[what.path]
+            check_parents(file.block.path, file.relative, bucket=file.block.bucket, key=file.object.key)
+
+        async def done(what: Wanted, found: StoredObject) -> None:
+            file = wanted[what.path]
+            if file.block.read_only:
+                await in_thread(partial(what.path.chmod, READ_ONLY_MODE))
+            if self._cache and file.block.role == "input":
+                await self._cache.keep(replace(what, object=found), read_only=file.block.read_only)
             fetched.append(RestoredFile(file.block, file.relative, found))
 
-        # The large ones first, so that none of them is what everybody waits for at the end.
-        await run_bounded(sorted(wanted.items(), key=lambda item: -item[1].object.size_bytes), one, STREAMS)
+        await downloader.download_all(
+            (self._wanted(path, file) for path, file in wanted.items()), check=check, done=done
+        )
         return fetched
 
 
@@ -176,10 +224,12 @@ def _by_path(restored: list[RestoredFile]) -> dict[Path, RestoredFile]:
     return {file.block.path / file.relative: file for file in restored}
 
 
-def _sizes(wanted: Iterable[RestoredFile]) -> dict[Path, int]:
+def _sizes(wanted: Mapping[Path, RestoredFile], beside: Mapping[Path, tuple[Path, int]]) -> dict[Path, int]:
+    """Bytes by directory; a file that both bring counts once."""
+    files = {**beside, **{path: (file.block.path, file.object.size_bytes) for path, file in wanted.items()}}
     sizes: dict[Path, int] = {}
-    for file in wanted:
-        sizes[file.block.path] = sizes.get(file.block.path, 0) + file.object.size_bytes
+    for directory, size_bytes in files.values():
+        sizes[directory] = sizes.get(directory, 0) + size_bytes
     return sizes
 
 

@@ -34,15 +34,21 @@ class Patience(stop_base):
     def __init__(self, give_up_s: float, action: str) -> None:
         self._give_up_s, self._action = give_up_s, action
         self._alive_at: float | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def begin(self) -> None:
+        """Count from now on, unless it was begun before."""
+        if self._alive_at is None:
+            self.sign_of_life()
 
     def sign_of_life(self) -> None:
-        """Something got through."""
-        self._alive_at = asyncio.get_running_loop().time()
+        """Something got through. From any thread, once `begin` or `persist` has been called."""
+        self._loop = self._loop or asyncio.get_running_loop()
+        self._alive_at = self._loop.time()
 
     def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 -- tenacity's signature
         """Whether patience has run out; tenacity asks after each failure."""
-        if self._alive_at is None:
-            self.sign_of_life()
+        self.begin()
         silent_s = asyncio.get_running_loop().time() - (self._alive_at or 0.0)
         return silent_s >= self._give_up_s
 
@@ -52,8 +58,16 @@ class Patience(stop_base):
         Raises:
             StorageUnavailable: The last one, when nothing got through for ``give_up_s``.
         """
-        if self._alive_at is None:
-            self.sign_of_life()
+        self.begin()
+        try:
+            result = await operation()  # nearly always this is all; what follows takes as long as a small request
+        except StorageUnavailable as error:
+            return await self._persist(operation, error)
+        self.sign_of_life()
+        return result
+
+    async def _persist(self, operation: Callable[[], Awaitable[T]], failed: StorageUnavailable) -> T:
+        first = [failed]
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(StorageUnavailable),
             wait=wait_random_exponential(multiplier=FIRST_PAUSE_S * 2, min=FIRST_PAUSE_S, max=LONGEST_PAUSE_S),
@@ -63,6 +77,8 @@ class Patience(stop_base):
         )
         async for attempt in retrying:
             with attempt:
+                if first:
+                    raise first.pop()
                 result = await operation()
                 self.sign_of_life()
         return result

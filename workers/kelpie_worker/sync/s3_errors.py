@@ -1,4 +1,4 @@
-"""The one place where errors of botocore, aiohttp and S3 become errors of kelpie-celery.
+"""The one place where errors of botocore, sockets and S3 become errors of kelpie-celery.
 
 What a user must mend is a ``StorageSetupError`` (a failure of the job), what may pass a ``StorageUnavailable`` (an
 interruption). A wrong guess towards the first fails a job for an outage; towards the second it hides a mistake.
@@ -24,6 +24,10 @@ _PASSING = frozenset({
 # What storages say of a presigned request that arrives too late, or from a machine whose clock is wrong.
 _LATE = frozenset({"ExpiredRequest", "RequestExpired", "RequestTimeTooSkewed"})
 
+# What storages say of a header that they do not know; Cloudflare R2 and Backblaze B2 name it.
+_UNKNOWN = frozenset({"NotImplemented", "InvalidRequest", "InvalidArgument"})
+_HEADER = re.compile(r"header|checksum", re.IGNORECASE)
+
 _ADVICE = {
     "NoSuchBucket": "the bucket does not exist; create it, or correct its name in the job definition",
     "InvalidBucketName": "the bucket's name is not valid here; correct it in the job definition",
@@ -45,6 +49,10 @@ _TAG = re.compile(r"<(Code|Message)>([^<]*)</\1>")
 
 class LateRequest(StorageUnavailable):
     """The storage refused a presigned request because its time had run out."""
+
+
+class ChecksumRefused(StorageSetupError):
+    """The storage does not know a header, such as that of a checksum."""
 
 
 class ConnectionBroken(StorageUnavailable):
@@ -101,12 +109,16 @@ def from_answer(doing: Doing, status: int, code: str, message: str) -> StorageEr
     server_failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED
     if server_failed or status in _PASSING_STATUS or code in _PASSING:
         return doing.unavailable(f"the storage answered {said}")
+    if code in _UNKNOWN and _HEADER.search(message):
+        return ChecksumRefused(
+            f"{doing}: the storage refused: {message[:200]} ({said})", bucket=doing.bucket, key=doing.key
+        )
     advice = _ADVICE.get(code, f"the storage refused: {message[:200]}" if message else "the storage refused")
     return doing.setup(f"{advice} ({said})")
 
 
 def from_exception(doing: Doing, error: BaseException) -> StorageError:
-    """The error that an exception of botocore's or aiohttp's means."""
+    """The error that an exception of botocore's, aiohttp's or a socket's means."""
     from botocore import exceptions as boto  # noqa: PLC0415 -- takes long to import; it is loaded when this is reached
 
     if isinstance(error, StorageError):

@@ -18,38 +18,49 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from kelpie_worker.sync.bodies import FileBody, FileChanged
+from blake3 import blake3
+from zlib_ng.zlib_ng import crc32
+
+from kelpie_worker.sync.bodies import FileBody, FileChanged, PartDigest, blake3_of
 from kelpie_worker.sync.errors import LocalFileError, disk_errors
 from kelpie_worker.sync.snapshot import Stamp
-from kelpie_worker.sync.threads import in_thread
+from kelpie_worker.sync.threads import buffer, in_thread
 
 log = logging.getLogger(__name__)
 
+SINGLE_BYTES = 32 * 1024 * 1024
+"""Up to this size a file is sent in one request."""
 PART_BYTES = 8 * 1024 * 1024
 _MAX_PARTS = 10_000
-_PIECE_BYTES = 1024 * 1024
+_PIECES_AT_ONCE = 8
 _TRIES = 3
 _GZIP_LEVEL = 6
 
 
+T = TypeVar("T")
+Work = Generator[None, None, T]
+"""Blocking work that pauses after each piece; pieces may be done in different threads."""
+
+
 class _Writer(Protocol):
-    def write(self, data: bytes, /) -> int:
+    def write(self, data: memoryview, /) -> int:
         """Take some bytes."""
 
 
 @dataclass(frozen=True)
 class Digests:
-    """What some content is: its length, SHA-256 (hex), and the MD5 of each part."""
+    """What some content is: its length, its SHA-256 (hex), and what each part is."""
 
     size_bytes: int
     sha256: str
     part_bytes: int
-    parts: tuple[bytes, ...]
+    parts: tuple[PartDigest, ...]
 
 
 @dataclass
@@ -75,8 +86,8 @@ class Captured:
         """One body a part; valid until ``close``."""
         fd, part_bytes = self._open(), self.sent.part_bytes
         return [
-            FileBody(self.path, fd, at, min(part_bytes, self.sent.size_bytes - at), md5, on_sent)
-            for at, md5 in zip(range(0, max(1, self.sent.size_bytes), part_bytes), self.sent.parts, strict=True)
+            FileBody(self.path, fd, at, min(part_bytes, self.sent.size_bytes - at), part, on_sent)
+            for at, part in zip(range(0, max(1, self.sent.size_bytes), part_bytes), self.sent.parts, strict=True)
         ]
 
     def _open(self) -> int:
@@ -95,7 +106,12 @@ class Captured:
 
 
 def part_size(size_bytes: int) -> int:
-    """How large the parts of an upload are: all equal but the last, which R2 asks for, and at most 10,000."""
+    """How large the parts of an upload are: all equal but the last, which R2 asks for, and at most 10,000.
+
+    A file of up to `SINGLE_BYTES` is one part.
+    """
+    if size_bytes <= SINGLE_BYTES:
+        return SINGLE_BYTES
     mebibytes = -(-size_bytes // (_MAX_PARTS * 1024 * 1024))
     return max(PART_BYTES, mebibytes * 1024 * 1024)
 
@@ -114,11 +130,36 @@ async def capture(path: Path, *, copy_to: Path | None = None, pack: bool = False
         LocalFileError: It cannot be read.
         DiskFull: No room for the copy.
     """
-    for _ in range(_TRIES):
-        captured = await _try_to_capture(path, copy_to, pack=pack)
-        if captured is not None:
-            return captured
+    taken: list[Captured] = []
+    try:
+        for _ in range(_TRIES):
+            await _drive(_try_to_capture(path, copy_to, taken, pack=pack))
+            if taken:
+                return taken[0]
+    except BaseException:
+        # Cancelled, perhaps just when it was done.
+        for captured in taken:
+            captured.close()
+        raise
     raise FileChanged(f"{path} changed each time that it was read")
+
+
+def capture_small(path: Path) -> Captured:
+    """Read a small file consistently, in this thread, and once.
+
+    Raises:
+        FileChanged: It is gone, does not hold still, or is not small any more; `capture` knows more.
+        LocalFileError: It cannot be read.
+    """
+    taken: list[Captured] = []
+    work = _try_to_capture(path, None, taken, pack=False)
+    try:
+        _some_steps(work)
+    finally:
+        work.close()
+    if not taken:
+        raise FileChanged(f"{path} changed when it was read, or is not small")
+    return taken[0]
 
 
 async def digest(path: Path) -> Digests:
@@ -127,28 +168,52 @@ async def digest(path: Path) -> Digests:
     Raises:
         LocalFileError: It cannot be read.
     """
-    fd = _open(path)
+    return await _drive(_digest(path))
+
+
+async def _drive(work: Work[T]) -> T:
+    """Do some blocking work in threads, several pieces at a time: a small file needs one change of threads."""
     try:
-        return await _read(fd, os.fstat(fd).st_size, ())
+        while (done := await in_thread(partial(_some_steps, work))) is None:
+            pass
+        return done[0]
+    finally:
+        work.close()
+
+
+def _some_steps(work: Work[T]) -> tuple[T] | None:
+    try:
+        for _ in range(_PIECES_AT_ONCE):
+            next(work)
+    except StopIteration as end:
+        return (end.value,)
+    return None
+
+
+def _digest(path: Path) -> Work[Digests]:
+    fd = open_for_reading(path)
+    try:
+        with disk_errors(path):
+            return (yield from _read(fd, os.fstat(fd).st_size, ()))
     finally:
         os.close(fd)
 
 
-async def _try_to_capture(path: Path, copy_to: Path | None, *, pack: bool) -> Captured | None:
-    fd = _open(path)
-    captured = None
+def _try_to_capture(path: Path, copy_to: Path | None, taken: list[Captured], *, pack: bool) -> Work[None]:
+    fd = open_for_reading(path)
     try:
         before = Stamp.of(os.fstat(fd))
-        with disk_errors(copy_to or path):
-            content = await _copy(fd, before.size_bytes, copy_to, pack=pack)
-        if content.size_bytes == before.size_bytes and await _existed(path, fd, before, content):
-            sent = await digest(copy_to) if copy_to and pack else content
-            captured = Captured(path, before, content.sha256, sent, copy_to, None if copy_to else fd)
-        return captured
+        with disk_errors(copy_to or path, before.size_bytes):
+            content = yield from _copy(fd, before.size_bytes, copy_to, pack=pack)
+        with disk_errors(path):
+            existed = content.size_bytes == before.size_bytes and (yield from _existed(path, fd, before, content))
+        if existed:
+            sent = (yield from _digest(copy_to)) if copy_to and pack else content
+            taken.append(Captured(path, before, content.sha256, sent, copy_to, None if copy_to else fd))
     finally:
-        if captured is None or copy_to:
+        if not taken or copy_to:
             os.close(fd)
-        if captured is None and copy_to:
+        if not taken and copy_to:
             _remove(copy_to)
 
 
@@ -156,7 +221,13 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _open(path: Path) -> int:
+def open_for_reading(path: Path) -> int:
+    """Open a regular file.
+
+    Raises:
+        FileChanged: There is none any more.
+        LocalFileError: It cannot be read.
+    """
     try:
         # Without O_NONBLOCK a pipe put in the file's place would hold us up for ever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -170,47 +241,49 @@ def _open(path: Path) -> int:
     return fd
 
 
-async def _copy(fd: int, size_bytes: int, copy_to: Path | None, *, pack: bool) -> Digests:
+def _copy(fd: int, size_bytes: int, copy_to: Path | None, *, pack: bool) -> Work[Digests]:
     if copy_to is None:
-        return await _read(fd, size_bytes, ())
+        return (yield from _read(fd, size_bytes, ()))
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(copy_to.open("wb"))
         if not pack:
-            return await _read(fd, size_bytes, [target])
+            return (yield from _read(fd, size_bytes, [target]))
         packed = stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, target, mtime=0))
-        return await _read(fd, size_bytes, [packed])
+        return (yield from _read(fd, size_bytes, [packed]))
 
 
-async def _read(fd: int, size_bytes: int, writers: list[_Writer] | tuple[()]) -> Digests:
+def _read(fd: int, size_bytes: int, writers: Sequence[_Writer]) -> Work[Digests]:
     """Read the first ``size_bytes`` of a file, digest them and hand them to ``writers``; stops at an early end."""
     whole, part_bytes = hashlib.sha256(), part_size(size_bytes)
-    part, parts = hashlib.md5(usedforsecurity=False), []
+    parts: list[PartDigest] = []
+    crc, part = 0, blake3()
     at = 0
-
-    def piece() -> int:
-        data = os.pread(fd, min(_PIECE_BYTES, size_bytes - at), at)
+    # The view is asked for anew each time: the next piece may be read by another thread.
+    while at < size_bytes and (taken := os.preadv(fd, [buffer()[: size_bytes - at]], at)):
+        data = buffer()[:taken]
+        crc = crc32(data, crc)
         whole.update(data)
         part.update(data)
         for writer in writers:
             writer.write(data)
-        return len(data)
-
-    while at < size_bytes and (taken := await in_thread(piece)):
         at += taken
         if at % part_bytes == 0 and at < size_bytes:
-            parts.append(part.digest())
-            part = hashlib.md5(usedforsecurity=False)
-    return Digests(at, whole.hexdigest(), part_bytes, (*parts, part.digest()))
+            parts.append(PartDigest(crc, blake3_of(part)))
+            crc, part = 0, blake3()
+        if at < size_bytes:
+            yield
+    return Digests(at, whole.hexdigest(), part_bytes, (*parts, PartDigest(crc, blake3_of(part))))
 
 
-async def _existed(path: Path, fd: int, before: Stamp, content: Digests) -> bool:
-    if Stamp.of(os.fstat(fd)) == before and _names(path, before) and _nobody_writes(fd):
+def _existed(path: Path, fd: int, before: Stamp, content: Digests) -> Work[bool]:
+    if Stamp.of(os.fstat(fd)) == before and names(path, before) and nobody_writes(fd):
         return True
-    again = await _read(fd, before.size_bytes, ())
+    again = yield from _read(fd, before.size_bytes, ())
     return again.sha256 == content.sha256
 
 
-def _names(path: Path, stamp: Stamp) -> bool:
+def names(path: Path, stamp: Stamp) -> bool:
+    """Whether a path still names the file that was opened."""
     try:
         now = path.lstat()
     except OSError:
@@ -218,7 +291,7 @@ def _names(path: Path, stamp: Stamp) -> bool:
     return (now.st_dev, now.st_ino) == (stamp.device, stamp.inode)
 
 
-def _nobody_writes(fd: int) -> bool:
+def nobody_writes(fd: int) -> bool:
     """Whether no process has the file open for writing, or mapped so: only then the kernel grants a read lease."""
     if not hasattr(fcntl, "F_SETLEASE"):
         return False

@@ -1,7 +1,9 @@
 """Sending captured files: small ones in one request, larger ones in parts that nobody sees until the last step.
 
-Memory: at most `PARTS_AT_ONCE` bodies are under way, each of which holds one piece of 512 KiB (and as much again on its
-way through the event loop), whatever the size of the file.
+Parts need not be sent: an upload may as well be made of parts that the storage copies (see ``assembling``).
+
+Memory: at most `PARTS_AT_ONCE` bodies are under way, each of which holds one piece of 512 KiB, whatever the size of the
+file.
 
 Limits: a file that was begun in one attempt is not continued by the next one.
 """
@@ -11,26 +13,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar, cast
 
 from kelpie_celery.errors import KelpieError, StorageUnavailable
-from kelpie_worker.sync.bodies import FileBody
+from kelpie_worker.sync.batches import Batching, Work
 from kelpie_worker.sync.fence import Fence
-from kelpie_worker.sync.object_store import ObjectStore, StoredObject, UploadGone
+from kelpie_worker.sync.object_store import Body, ObjectStore, StoredObject, UploadGone
 from kelpie_worker.sync.retry import Patience
 from kelpie_worker.sync.stable_read import Captured, Digests
 from kelpie_worker.sync.threads import run_bounded
 
 log = logging.getLogger(__name__)
 
-PARTS_AT_ONCE = 8
+PARTS_AT_ONCE = 16
 _ABORT_S = 10.0
 _BEGINNINGS = 3
 
 T = TypeVar("T")
+
+Part = Callable[[str, int], Awaitable[str]]
+"""Puts one part of an upload in its place, told the upload's id and the part's number; its ETag."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,40 @@ class Uploader:
     Args:
         store: The storage.
         fence: Of the attempt.
-        on_sent: Called with the number of bytes of each piece that was sent.
+        on_sent: Called, in a transfer thread, with the number of bytes of each piece that was sent.
+        at_once: How many requests at once, until `hurry` is called.
+        turn: Awaited before each request: lets what is more urgent go first.
     """
 
-    def __init__(self, store: ObjectStore, fence: Fence, on_sent: Callable[[int], None]) -> None:
+    def __init__(
+        self, store: ObjectStore, fence: Fence, on_sent: Callable[[int], None], *, at_once: int = PARTS_AT_ONCE,
+        turn: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
         self._store, self._fence, self._on_sent = store, fence, on_sent
-        self._free = asyncio.Semaphore(PARTS_AT_ONCE)
+        self.sent_bytes = 0
+        """How many bytes were handed to the network."""
+        self._free, self._at_once = asyncio.Semaphore(at_once), at_once
+        self._turn, self._lock = turn, threading.Lock()
+
+    def on_sent(self, count: int) -> None:
+        """Count bytes of a body; of bodies that are given to `send_part`. From any thread."""
+        with self._lock:
+            self.sent_bytes += count
+        self._on_sent(count)
+
+    def hurry(self) -> None:
+        """From now on as many requests at once as there may be."""
+        for _ in range(self._at_once, PARTS_AT_ONCE):
+            self._free.release()
+        self._at_once = PARTS_AT_ONCE
+
+    @contextlib.asynccontextmanager
+    async def _request(self, patience: Patience) -> AsyncIterator[None]:
+        async with self._free:
+            if self._turn:
+                await self._turn()
+                patience.sign_of_life()  # what went first has shown that the storage is there
+            yield
 
     async def upload(self, captured: Captured, bucket: str, key: str, patience: Patience) -> Stored:
         """Send a file; it is closed by the caller.
@@ -75,19 +109,72 @@ class Uploader:
             StorageError: It failed.
             LeaseLost: The fence says so.
         """
-        bodies = captured.bodies(self._on_sent)
+        bodies = captured.bodies(self.on_sent)
         if len(bodies) == 1:
-            async with self._free:
+            async with self._request(patience):
                 stored = await patience.persist(partial(self._store.put, bucket, key, bodies[0], self._fence))
         else:
-            stored = await self._in_parts(bodies, bucket, key, patience)
+            parts = [partial(self.send_part, bucket, key, body) for body in bodies]
+            size_bytes = sum(body.size_bytes for body in bodies)
+            stored = await self.in_parts(bucket, key, parts, patience, size_bytes=size_bytes)
         return Stored(stored, captured, captured.sent)
 
-    async def _in_parts(self, bodies: list[FileBody], bucket: str, key: str, patience: Patience) -> StoredObject:
+    async def together(self, buckets: Iterable[str], work: Work, patience: Patience) -> None:
+        """Send several small files in one transfer thread; see ``Batching.batch``.
+
+        Args:
+            buckets: Where to.
+            work: Sends them, as bodies that count by `on_sent`.
+            patience: Told how it goes.
+
+        Raises:
+            LeaseLost: The fence says so.
+            Exception: What ``work`` raised.
+        """
+        patience.begin()
+        async with self._request(patience):
+            await cast("Batching", self._store).batch(buckets, work, self._fence)
+
+    async def send_part(self, bucket: str, key: str, body: Body, upload_id: str, number: int) -> str:
+        """A `Part` that is sent, once its first three arguments are given."""
+        return await self._store.put_part(bucket, key, upload_id, number, body)
+
+    async def copy(self, bucket: str, key: str, source_key: str, patience: Patience) -> StoredObject:
+        """Let the storage copy an object; see ``ObjectStore.copy``."""
+        async with self._request(patience):
+            return await patience.persist(partial(self._store.copy, bucket, key, source_key, self._fence))
+
+    async def in_parts(
+        self, bucket: str, key: str, parts: Sequence[Part], patience: Patience,
+        before_complete: Callable[[], Awaitable[None]] | None = None, *, size_bytes: int,
+    ) -> StoredObject:  # fmt: skip
+        """Make an object of parts.
+
+        Args:
+            bucket: Where.
+            key: Likewise.
+            parts: In their order.
+            patience: With a storage that is away.
+            before_complete: Awaited when all parts are there; may still object, by raising.
+            size_bytes: What the parts come to.
+
+        Raises:
+            StorageError: It failed; nothing became visible.
+            LeaseLost: The fence says so.
+            Exception: What a part raised, or ``before_complete``.
+        """
         for _ in range(_BEGINNINGS):
-            upload_id = await patience.persist(partial(self._store.begin, bucket, key))
+            async with self._request(patience):
+                upload_id = await patience.persist(partial(self._store.begin, bucket, key))
             try:
-                return await self._all_parts(_Upload(bucket, key, upload_id), bodies, patience)
+                etags = await self._all_parts(upload_id, parts, patience)
+                if before_complete:
+                    await before_complete()
+                complete = partial(
+                    self._store.complete, bucket, key, upload_id, etags, self._fence, size_bytes=size_bytes
+                )
+                async with self._request(patience):
+                    return await patience.persist(partial(_unless_gone, complete))
             except _Begone:
                 continue
             except BaseException:
@@ -99,18 +186,16 @@ class Uploader:
             bucket=bucket, key=key,
         )  # fmt: skip
 
-    async def _all_parts(self, upload: _Upload, bodies: list[FileBody], patience: Patience) -> StoredObject:
-        etags = [""] * len(bodies)
+    async def _all_parts(self, upload_id: str, parts: Sequence[Part], patience: Patience) -> list[str]:
+        etags = [""] * len(parts)
 
-        async def send(numbered: tuple[int, FileBody]) -> None:
-            number, body = numbered
-            async with self._free:
-                part = partial(self._store.put_part, *upload, number, body)
-                etags[number - 1] = await patience.persist(partial(_unless_gone, part))
+        async def put(numbered: tuple[int, Part]) -> None:
+            number, part = numbered
+            async with self._request(patience):
+                etags[number - 1] = await patience.persist(partial(_unless_gone, partial(part, upload_id, number)))
 
-        await run_bounded(enumerate(bodies, 1), send, PARTS_AT_ONCE)
-        complete = partial(self._store.complete, *upload, etags, self._fence)
-        return await patience.persist(partial(_unless_gone, complete))
+        await run_bounded(enumerate(parts, 1), put, PARTS_AT_ONCE)
+        return etags
 
     async def _abort(self, bucket: str, key: str, upload_id: str) -> None:
         """Leave no parts behind, which cost money; a bounded wait, also while being cancelled."""
@@ -127,12 +212,6 @@ class Uploader:
             abort.cancel()
             with contextlib.suppress(asyncio.CancelledError, KelpieError):
                 await abort
-
-
-class _Upload(NamedTuple):
-    bucket: str
-    key: str
-    upload_id: str
 
 
 class _Begone(Exception):

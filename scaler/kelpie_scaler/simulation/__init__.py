@@ -1,0 +1,1 @@
+"""Scaling tried out in virtual time: a trace of jobs, a container group that is slow to start, and a policy."""

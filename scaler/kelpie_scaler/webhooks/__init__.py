@@ -1,0 +1,1 @@
+"""Sending webhooks: bodies and signatures, which addresses may be reached, and how often a try is repeated."""
