@@ -72,4 +72,5 @@ def test_each_kind_of_deafness_is_noticed_and_no_job_is_harmed_by_it(fleet: Flee
     after = worker(fleet, "stuck-loop")
     with fleet.extra(after):
         fleet.wait_status(waits, "completed", timeout_s=30)
-    fleet.wait_outbox([late, waits, *at_work.values()])
+        # Before this worker is killed: no other serves its group.
+        fleet.wait_outbox([late, waits, *at_work.values()])
