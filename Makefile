@@ -4,6 +4,7 @@
 # make test-gromacs   a real simulation under kills; needs gmx (not part of make test)
 # make test-long   outages at their real length, a quarter of an hour (not part of make test)
 # make test-torch   the example with PyTorch under kills; installs torch (not part of make test)
+# make test-gpu   a training on an NVIDIA GPU under kills, its metrics and its preflight (not part of make test)
 # make test-containers   the images, built and run; needs podman or docker with compose (not part of make test)
 # make test-browser   Flower in a real browser; needs chromium (not part of make test)
 # make check   lint, formatting, types, import contracts
@@ -31,7 +32,7 @@ LONG_TESTS := tests/acceptance/test_programs.py tests/integration/test_commit_fa
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-slow test-gromacs test-long test-torch test-containers test-browser check bench clean test-histories
+.PHONY: help setup demo test test-unit test-slow test-gromacs test-long test-torch test-gpu test-containers test-browser check bench clean test-histories
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -86,6 +87,10 @@ test-long: $(STAMP)
 test-torch: $(STAMP)
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check torch
 	$(BIN)/python -m pytest tests/acceptance/test_examples.py -m torch -s $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check torch
+	$(BIN)/python -m pytest tests/acceptance/test_gpu.py -m gpu -s $(PYTEST_ARGS)
 
 test-containers: $(STAMP)
 	$(BIN)/python -m pytest tests/acceptance/test_containers.py -m containers -s $(PYTEST_ARGS)

@@ -89,9 +89,7 @@ async def up(store: ObjectStore, bucket: str, prefix: str, directory: Path) -> N
         )
         await store.complete(bucket, key, upload_id, etags, fence, size_bytes=size)
 
-    async def together(batch: Sequence[tuple[Path, int]]) -> int:
-        done = Done()
-
+    async def together(batch: Sequence[tuple[Path, int]], done: Done) -> None:
         def work(direct: Direct) -> None:
             with done:
                 for path, size in batch:
@@ -100,7 +98,6 @@ async def up(store: ObjectStore, bucket: str, prefix: str, directory: Path) -> N
 
         async with free:
             await cast("Batching", store).batch([bucket], work, OpenFence())
-        return done.count
 
     batches = divided(_files(directory), lambda file: file[1], PARTS_AT_ONCE)
     await in_batches(batches, together, one, PARTS_AT_ONCE)

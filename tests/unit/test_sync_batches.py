@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,8 @@ from hypothesis import strategies as st
 
 from kelpie_celery.errors import StorageUnavailable
 from kelpie_worker.sync.batches import SMALL_BYTES, Done, divided, in_batches
+from kelpie_worker.sync.pace import LOOK_S, Pace
+from kelpie_worker.sync.threads import in_thread
 
 SIZES = st.lists(st.one_of(st.none(), st.integers(0, 2 * SMALL_BYTES)), max_size=300)
 
@@ -42,15 +47,13 @@ def test_the_last_batches_are_short_so_that_all_streams_end_together() -> None:
 async def test_what_fails_in_a_batch_goes_alone_and_the_rest_together_again(failing: set[int]) -> None:
     together_of, alone_of = list[int](), list[int]()
 
-    async def together(batch: Sequence[int]) -> int:
-        done = Done()
+    async def together(batch: Sequence[int], done: Done) -> None:
         with done:
             for item in batch:
                 if item in failing:
                     raise StorageUnavailable("away", bucket="b")
                 together_of.append(item)
                 done.count += 1
-        return done.count
 
     async def alone(item: int) -> None:
         alone_of.append(item)
@@ -72,5 +75,78 @@ async def test_without_a_way_to_send_batches_each_goes_alone() -> None:
 
 
 def test_a_batch_hides_no_mistake_of_ours() -> None:
-    with pytest.raises(ZeroDivisionError), Done():
+    with pytest.raises(ZeroDivisionError), Done(Pace()):
         raise ZeroDivisionError
+
+
+STREAMS, BATCHES = 8, 64
+
+
+async def crowd(work: Callable[[], None]) -> int:
+    """How many threads at once came to do some work, at most."""
+    at_work = most = 0
+
+    def one(done: Done) -> None:
+        with done:
+            work()
+            done.count = 2
+
+    async def together(_: Sequence[int], done: Done) -> None:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await in_thread(partial(one, done))
+        at_work -= 1
+
+    async def alone(_: int) -> None:
+        raise AssertionError
+
+    await in_batches([range(2)] * BATCHES, together, alone, STREAMS)
+    return most
+
+
+async def test_threads_that_wait_for_the_network_become_many() -> None:
+    assert await crowd(partial(time.sleep, 0.05)) == STREAMS
+
+
+class Used(Pace):
+    """As if the threads used this share of a core together."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self._share = share
+
+    @property
+    def used_s(self) -> float:
+        return asyncio.get_running_loop().time() * self._share
+
+
+@pytest.mark.parametrize(("share", "numbers"), [(0.9, [1]), (0.3, [1, 2, 4, 8, 10])])
+async def test_there_are_more_threads_as_long_as_they_leave_the_interpreter_time(
+    share: float, numbers: list[int]
+) -> None:
+    over, seen = asyncio.Event(), list[int]()
+    asyncio.get_running_loop().call_later(20 * LOOK_S, over.set)
+    async for number in Used(share).numbers(10, over):
+        seen.append(number)
+    assert seen == numbers
+
+
+def test_the_time_of_threads_at_work_and_of_those_that_ended_counts() -> None:
+    pace = Pace()
+    with Done(pace):
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            pass
+        at_work = pace.used_s
+    assert 0.01 <= at_work <= pace.used_s
+
+
+async def test_an_error_ends_all_streams() -> None:
+    async def alone(item: int) -> None:
+        await asyncio.sleep(0)
+        if item == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await in_batches([[item] for item in range(1000)], None, alone, 4)

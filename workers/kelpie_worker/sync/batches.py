@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from kelpie_celery.errors import KelpieError
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.object_store import Body, Sink, StoredObject
-from kelpie_worker.sync.threads import run_bounded
+from kelpie_worker.sync.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -91,44 +91,57 @@ def divided(items: Iterable[T], size_bytes: Callable[[T], int | None], streams: 
         yield batch
 
 
+class Done:
+    """How far a batch came; its context ends it quietly where something failed that is met again the ordinary way.
+
+    Args:
+        pace: Told what the thread that enters the context uses.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self.count, self._pace = 0, pace
+
+    def __enter__(self) -> Done:
+        self._pace.begin()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        self._pace.end()
+        if not isinstance(error, KelpieError):
+            return False
+        log.debug("a batch ended early", extra={"action": "batch_ended", "done": self.count, "error": str(error)})
+        return True
+
+
 async def in_batches(
-    batches: Iterable[Sequence[T]], together: Callable[[Sequence[T]], Awaitable[int]] | None,
+    batches: Iterable[Sequence[T]], together: Callable[[Sequence[T], Done], Awaitable[None]] | None,
     alone: Callable[[T], Awaitable[None]], streams: int,
 ) -> None:  # fmt: skip
     """Move everything.
 
     Args:
         batches: See `divided`.
-        together: Moves a batch as far as nothing goes wrong; how many it moved. None: there is no such way.
+        together: Moves a batch as far as nothing goes wrong, and counts. None: there is no such way.
         alone: Moves one.
-        streams: How many batches at once.
+        streams: How many batches at once, at most; see ``pace``.
 
     Raises:
         Exception: What ``alone`` raised first.
     """
+    pace, queue = Pace(), iter(batches)
 
     async def one(batch: Sequence[T]) -> None:
         while batch:
             if together and len(batch) > 1:
-                batch = batch[await together(batch) :]
+                done = Done(pace)
+                await together(batch, done)
+                batch = batch[done.count :]
             if batch:
                 await alone(batch[0])
                 batch = batch[1:]
 
-    await run_bounded(batches, one, streams)
+    async def stream() -> None:
+        for batch in queue:
+            await one(batch)
 
-
-class Done:
-    """How far a batch came; its context ends it quietly where something failed that is met again the ordinary way."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> Done:
-        return self
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
-        if not isinstance(error, KelpieError):
-            return False
-        log.debug("a batch ended early", extra={"action": "batch_ended", "done": self.count, "error": str(error)})
-        return True
+    await pace.run(stream, streams)

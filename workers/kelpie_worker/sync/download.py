@@ -87,11 +87,11 @@ class Downloader:
             Exception: As `download`, or what ``check`` or ``done`` raised.
         """
 
-        async def together(batch: Sequence[Wanted]) -> int:
-            count = await self._fetch_together(batch, check) if self._etags_are_md5 else 0
-            for one in batch[:count]:
+        async def together(batch: Sequence[Wanted], moved: Done) -> None:
+            if self._etags_are_md5:
+                await self._fetch_together(batch, check, moved)
+            for one in batch[: moved.count]:
                 await done(one, one.object)
-            return count
 
         async def alone(one: Wanted) -> None:
             check(one)
@@ -100,9 +100,8 @@ class Downloader:
         batching = together if isinstance(self._store, Batching) else None
         await in_batches(divided(wanted, _size_of_small, STREAMS), batching, alone, STREAMS)
 
-    async def _fetch_together(self, batch: Sequence[Wanted], check: Callable[[Wanted], None]) -> int:
-        """Fetch objects until one fails; how many came."""
-        done = Done()
+    async def _fetch_together(self, batch: Sequence[Wanted], check: Callable[[Wanted], None], done: Done) -> None:
+        """Fetch objects until one fails."""
 
         def work(direct: Direct) -> None:
             with done:
@@ -114,7 +113,6 @@ class Downloader:
         self._patience.begin()
         async with self._free:
             await cast("Batching", self._store).batch({one.bucket for one in batch}, work, None)
-        return done.count
 
     def _fetch_directly(self, direct: Direct, wanted: Wanted) -> None:
         found, landing = wanted.object, self._landing(wanted)

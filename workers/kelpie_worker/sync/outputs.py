@@ -118,8 +118,8 @@ class Outputs:
         perhaps_there = known and known.stamp and known.stamp.is_same_content(file.stamp)
         return None if self._pack or perhaps_there or file.address in self._done else file.stamp.size_bytes
 
-    async def _send_together(self, batch: Sequence[LocalFile]) -> int:
-        done, sent = Done(), dict[Address, KnownFile]()
+    async def _send_together(self, batch: Sequence[LocalFile], done: Done) -> None:
+        sent: dict[Address, KnownFile] = {}
 
         def work(direct: Direct) -> None:
             with done:
@@ -130,7 +130,6 @@ class Outputs:
 
         await self._uploader.together({file.block.bucket for file in batch}, work, self._patience)
         self._done |= sent
-        return done.count
 
     def _send_directly(self, direct: Direct, file: LocalFile) -> KnownFile:
         captured = capture_small(self._where(file.block.path) / file.relative)
