@@ -27,7 +27,7 @@ from tests.harness.looking import outputs_under
 from tests.harness.stack import Stack
 
 PROGRAM = Path(__file__).parent / "programs/gpu_training.py"
-STEPS, EVERY = 900, 20
+STEPS, EVERY = 900, 50
 HELD = 0.6
 OPTIONS = ("--steps", str(STEPS), "--every", str(EVERY), "--hold", str(HELD))
 BLOWS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
