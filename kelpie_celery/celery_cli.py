@@ -4,6 +4,7 @@
   option, ``revoke`` becomes what Celery calls ``control terminate SIGTERM ID``.
 - ``celery -A kelpie_celery control cancel_job ID``: the cancel is written to the ledger from here, before any worker is
   asked: it must not depend on one that is online, and a wrong id is told once instead of by every worker.
+- What a user can mend, such as a setting, is told in words and without Python's traceback.
 
 Limits: it changes a process of Celery's command line and no other.
 """
@@ -15,9 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     import click
 
     from kelpie_celery.app import KelpieApp
+
+    ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 SIGNAL = "SIGTERM"
 CANCEL, DRAIN = "cancel_job", "drain"
@@ -38,9 +43,23 @@ def extend_celery() -> None:
     # Which commands there are its process asks the same registry as a worker's.
     import kelpie_celery.remote_control  # noqa: F401, PLC0415 - heavy, and of no use to a client
 
+    sys.excepthook = _in_words(sys.excepthook)
     words = "With revoke: end a task that runs, too."
     command.params.append(click.Option(["--terminate"], is_flag=True, help=words))
     command.callback = _extended(command.callback)
+
+
+def _in_words(original: ExceptHook) -> ExceptHook:
+    """Tell of what a user can mend in one line, of everything else as before."""
+    from kelpie_celery.errors import KelpieError  # noqa: PLC0415 - as above
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, KelpieError):
+            sys.stderr.write(f"kelpie: {error}\n")
+        else:
+            original(kind, error, trace)
+
+    return tell
 
 
 def subcommand() -> str | None:

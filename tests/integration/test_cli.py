@@ -287,3 +287,14 @@ def test_a_wait_that_is_over_in_time_says_which_jobs_go_on(cli: Cli) -> None:
     done = cli("wait", job_id, "--timeout", "1s", code=124)
     assert time.monotonic() - began >= 1
     assert job_id in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["worker", "beat", "inspect ping"])
+def test_below_celery_too_a_refused_setting_is_told_in_words(cli: Cli, command: str) -> None:
+    done = subprocess.run(
+        [str(script("celery", "celery")), "-A", "kelpie_celery", *command.split()],
+        env={**cli.env, "KELPIE_MIN_LEASE_S": "long"}, capture_output=True, text=True, timeout=BOUND_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "kelpie: the settings are refused: KELPIE_MIN_LEASE_S: must be a number (got 'long')" in done.stderr
+    assert "Traceback" not in done.stderr
