@@ -1,7 +1,8 @@
 """Lets a worker fetch a job only while a slot is free and it does not drain, so that none waits in vain.
 
 Limits: Celery's Redis transport, whose ``qos.can_consume`` decides before each BRPOP. The gate closes for nothing else:
-a message that a BRPOP has already popped is delivered whatever the gate says.
+a message that a BRPOP has already popped is delivered whatever the gate says, and whoever claims for it is refused. (The
+transport would leave it in the socket until the gate opens: perhaps for hours, on a worker that drains.)
 """
 
 from __future__ import annotations
@@ -86,11 +87,12 @@ class SlotGate(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Put the gate in front of the transport's own."""
         app = parent.app
-        qos = parent.task_consumer.channel.qos
-        original = qos.can_consume
+        channel = parent.task_consumer.channel
+        qos, original = channel.qos, channel.qos.can_consume
 
         def can_consume() -> bool:
-            return may_fetch(app) and cast("bool", original())
+            is_asked = bool(getattr(channel, "_in_poll", None))
+            return is_asked or (may_fetch(app) and cast("bool", original()))
 
         qos.can_consume = can_consume
         if parent.hub:

@@ -153,6 +153,11 @@ class RunningJobs:
         return BY_HAND in self._held
 
     @property
+    def takes_nothing(self) -> bool:
+        """Whether no job may begin here, whatever the ledger says: it alone knows whether the scaler's drain holds."""
+        return self._shutdown or bool(self._held - {DRAINING})
+
+    @property
     def reasons(self) -> list[str]:
         """Why this worker is to fetch nothing for now."""
         return sorted(self._held)

@@ -257,9 +257,8 @@ class JobTask(Task):  # type: ignore[type-arg]  # celery-types: generic in the b
 
         def ask() -> tuple[Claim, Instant]:
             asked_at = Instant.now(clock)
-            # A message may have been on its way when the worker was drained by hand: it goes back to the queue.
-            ends = app.running.shutting_down or app.running.drained_by_hand
-            may_run = request is not None and not ends
+            # A message may have been on its way when the worker was to take no more: it goes back to the queue.
+            may_run = request is not None and not app.running.takes_nothing
             machine, worker = app.settings.machine_id, str(self.request.hostname)
             holder = app.worker_id if request is not None else ""
             claim = app.ledger.claim(job_id, nonce, machine, worker, received, may_run=may_run, holder=holder)

@@ -26,7 +26,8 @@ class Consumer:
     def __init__(self, *queues: str, slots: int = 1) -> None:
         self.transport_agrees = True
         self.qos = SimpleNamespace(can_consume=lambda: self.transport_agrees)
-        self.task_consumer = SimpleNamespace(channel=SimpleNamespace(qos=self.qos))
+        self.channel = SimpleNamespace(qos=self.qos, _in_poll=None)
+        self.task_consumer = SimpleNamespace(channel=self.channel)
         self.hub: Hub | None = Hub()
         self.app = SimpleNamespace(
             amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=dict.fromkeys(queues))),
@@ -82,6 +83,25 @@ def test_the_transports_own_no_counts(reserved: set[Any]) -> None:
     consumer = Consumer("kelpie.g")
     start(consumer)
     consumer.transport_agrees = False
+    assert not consumer.qos.can_consume()
+
+
+@pytest.mark.parametrize("why", ["ends", "drains", "has no slot", "transport"])
+def test_what_was_asked_for_already_is_read_whatever_came_between(reserved: set[Any], why: str) -> None:
+    consumer = Consumer("kelpie.g")
+    start(consumer)
+    assert consumer.qos.can_consume()
+    consumer.channel._in_poll = object()
+    if why == "ends":
+        consumer.app.running.shut_down()
+    elif why == "drains":
+        consumer.app.running.hold_back("draining", on=True)
+    elif why == "has no slot":
+        reserved.add(Request())
+    else:
+        consumer.transport_agrees = False
+    assert consumer.qos.can_consume()
+    consumer.channel._in_poll = None
     assert not consumer.qos.can_consume()
 
 

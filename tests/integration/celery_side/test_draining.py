@@ -34,6 +34,23 @@ def test_drained_workers_take_no_job_until_they_are_taken_back(fleet: Fleet) -> 
     fleet.expect_once(job.id for job in jobs)
 
 
+def test_what_a_worker_had_asked_for_before_it_heard_of_its_drain_does_not_wait_in_its_socket(fleet: Fleet) -> None:
+    ledger = fleet.app.ledger
+    fleet.wait("three workers are idle", lambda: ledger.workers(GROUP).facts.workers == 3 and not busy(fleet))
+    assert ledger.drain(GROUP, 3).chosen == 3
+    try:
+        # Each has asked Redis for a message before, and is answered although it takes none any more.
+        fleet.wait("all have heard of it", lambda: ledger.workers(GROUP).facts.draining_idle == 3)
+        jobs = [fleet.run_job.delay(definition(f"asked {n}")) for n in range(5)]
+        fleet.wait("every message is in the queue", lambda: queued(fleet) == 5)
+        assert [fleet.record(job.id).attempt for job in jobs] == [0] * 5
+    finally:
+        ledger.drain(GROUP, 0)
+    for job in jobs:
+        fleet.get(job)
+    fleet.expect_once(job.id for job in jobs)
+
+
 def busy(fleet: Fleet) -> bool:
     return fleet.app.ledger.workers(GROUP).facts.busy > 0
 
