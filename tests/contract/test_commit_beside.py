@@ -26,8 +26,8 @@ async def heard_and_quiet(desk: Desk, sync: SyncSession, *, looked: bool = True)
     watch, now = parts(sync)._watch, asyncio.get_running_loop().time
 
     def is_quiet() -> bool:
-        until_s = watch._last_look_s if looked else now()
-        return watch._dirty and until_s - watch._last_event_s >= 0.2 and not watch.busy.locked()
+        until_s = watch._times.last_look_s if looked else now()
+        return watch._dirty and until_s - watch._times.last_event_s >= 0.2 and not watch.busy.locked()
 
     await until(is_quiet)
 
@@ -81,8 +81,8 @@ async def test_a_file_that_is_kept_open_is_one_burst_however_long_its_writer_pau
                 file.write(b"x" * 1000)
                 file.flush()
                 desk.write(f"closed-{step}")
-                looked_s = watch._last_look_s
-                await until(lambda since=looked_s: watch._last_look_s > since + 0.3)  # type: ignore[misc]
+                looked_s = watch._times.last_look_s
+                await until(lambda since=looked_s: watch._times.last_look_s > since + 0.3)  # type: ignore[misc]
                 assert desk.reports == []
         report = await desk.next_report()
         assert (report.why, report.files, report.bytes) == ("quiet", 4, 3003)
@@ -243,8 +243,8 @@ async def test_a_marker_that_is_still_written_to_says_nothing_yet(desk: Desk) ->
         with (desk.ck / "done").open("wb") as file:
             file.write(b"ha")
             file.flush()
-            looked_s = watch._last_look_s
-            await until(lambda: watch._last_look_s > looked_s)
+            looked_s = watch._times.last_look_s
+            await until(lambda: watch._times.last_look_s > looked_s)
             assert desk.reports == []
             file.write(b"lf")
         await desk.next_report()
@@ -356,8 +356,8 @@ async def test_a_change_of_one_line_is_committed_when_all_are_quiet(desk: Desk) 
         watch = parts(sync)._watch
         with (desk.work / "two" / "open").open("wb"):
             desk.write("a", b"1", at=desk.work / "one")
-            looked_s = watch._last_look_s
-            await until(lambda: watch._last_look_s > looked_s + 0.3)
+            looked_s = watch._times.last_look_s
+            await until(lambda: watch._times.last_look_s > looked_s + 0.3)
             assert desk.reports == []
         await desk.next_report()
     assert await desk.committed("one/") == {"a": b"1"}

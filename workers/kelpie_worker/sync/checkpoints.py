@@ -48,9 +48,10 @@ from kelpie_worker.sync.segments import Spool
 from kelpie_worker.sync.sending import Sender
 from kelpie_worker.sync.snapshot import take
 from kelpie_worker.sync.threads import in_thread
+from kelpie_worker.sync.timing import WATCH_GIVE_UP_S, Rules
 from kelpie_worker.sync.traffic import Traffic
 from kelpie_worker.sync.upload import Uploader
-from kelpie_worker.sync.watching import WATCH_GIVE_UP_S, Processes, Rules, Watch
+from kelpie_worker.sync.watching import Processes, Watch
 
 log = logging.getLogger(__name__)
 

@@ -12,95 +12,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from kelpie_celery.errors import LedgerUnavailable, StorageUnavailable
-from kelpie_celery.globs import Glob
 from kelpie_worker.sync.calm import Calm
-from kelpie_worker.sync.commit import CommitReport, Committer, Outcome, Snapshots, freeze, moved, with_stamps
+from kelpie_worker.sync.commit import CommitReport, Committer, Outcome, Snapshots, freeze, with_stamps
 from kelpie_worker.sync.early_outputs import EarlyOutputs
 from kelpie_worker.sync.errors import DiskFull, LocalFileError
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.inotify import Inotify
-from kelpie_worker.sync.known import LocalFile
+from kelpie_worker.sync.jobs_word import JobsWord, Survey
 from kelpie_worker.sync.open_files import open_for_writing
 from kelpie_worker.sync.order import UNKNOWN
 from kelpie_worker.sync.plan import Placed
 from kelpie_worker.sync.progress import Meter, OnProgress
 from kelpie_worker.sync.retry import Patience
 from kelpie_worker.sync.threads import in_thread
-from kelpie_worker.sync.wholeness import marker_written, overtaken
+from kelpie_worker.sync.timing import Rules, Times
 
 log = logging.getLogger(__name__)
 
 Processes = Callable[[], Sequence[int] | None]
 """The pids of the job's processes, None once the command has ended; called in a thread."""
 
-POLL_S = 0.5
-WATCH_GIVE_UP_S = 60.0
-"""How long a checkpoint is tried beside the command before a newer one takes its place, seconds."""
 LATE_S = 120.0
 """How long a checkpoint may wait for a quiet moment before that is warned of, seconds."""
-_LOOK_EVERY_S = 30.0
-_LONGEST_POLL_S = 60.0
-_SHARE_OF_A_CORE = 0.01
-_LONGEST_BACKOFF_S = 30.0
 _MERGE_S = 0.05
-_RESTLESS_QUIETS = 4.0
 _REARM_S = 60.0
 _CATCH_UP_S = 2.0
 _STOP_S = 0.5
 _EARLY_TRIES = 1
 _MOST_TRIED = 100_000
 """Of so many files it is remembered that they were; a job that makes no commit may close new ones for weeks."""
-_READING_SHARE = 10.0
-"""At least so many times as long as reading took passes before the next commit: a file that grows is read whole."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """When to commit.
-
-    Attributes:
-        quiet_s: After so long without a write, seconds.
-        min_interval_s: At least so long from the start of one commit to the next that a quiet moment makes.
-        marker: When a file that matches was written; None: not by a marker.
-        on_request_only: Only when the job says so.
-        poll_s: How often is looked where the kernel does not tell of changes, at most.
-        give_up_s: How long a storage that gives no sign of life is waited for beside the command.
-    """
-
-    quiet_s: float = 2.0
-    min_interval_s: float = 15.0
-    marker: Glob | None = None
-    on_request_only: bool = False
-    poll_s: float = POLL_S
-    give_up_s: float = WATCH_GIVE_UP_S
-
-    @property
-    def by_quiet(self) -> bool:
-        """Whether quiet moments count."""
-        return self.marker is None and not self.on_request_only
-
-
-@dataclass
-class _Survey:
-    """What a look found."""
-
-    seen: Snapshots
-    changed: bool
-    marker_ns: int | None
-    alive: bool
-    streams: frozenset[Path] = frozenset()
-    appended: frozenset[Path] = frozenset()
-    mapped: frozenset[Path] = frozenset()
-    outputs: list[LocalFile] = field(default_factory=list)
 
 
 class Watch:
@@ -129,6 +76,8 @@ class Watch:
         self._checkpoints = [block for block in blocks if block.role == "checkpoint"]
         self._paths = list(dict.fromkeys(block.path for block in blocks))
         self._loop = asyncio.get_running_loop()
+        self._word = JobsWord(rules, self._checkpoints)
+        self._times = Times(rules, self._loop.time(), self._loop.time(), lambda: committer.last_s)
         self._wake, self._asked = asyncio.Event(), asyncio.Event()
         self.busy = asyncio.Lock()
         """Held while something is committed."""
@@ -137,23 +86,12 @@ class Watch:
         self._processes: Processes = list
         self._settled: Snapshots | None = None
         self._proven: Snapshots | None = None
-        self._proven_s = float("-inf")
-        self._only_on_request = rules.on_request_only
         self._early: dict[Path, None] = {}
         self._early_tries: Counter[Path] = Counter()
         self._last_events_s: Mapping[Path, float] = {}
-        self._last_event_s = self._last_look_s = self._loop.time()
-        self._last_began_s: float | None = None
-        self._look_cpu_s = 0.0
-        self._rearmed_s = self._last_look_s
-        self._not_before_s = 0.0
+        self._rearmed_s = self._loop.time()
         self._dirty = True
         self._marker_closed = self._stopping = self._stopped_calm = False
-        self._owed: tuple[str, Snapshots, frozenset[Path]] | None = None
-        self._reported_ns: int | None = None
-        self._reported_followed = False
-        self._mapped: frozenset[Path] = frozenset()
-        self._missed_ns: int | None = None
         self._late_since_s: float | None = None
         self._complained = ""
         self._winding_down = self._closed = False
@@ -179,8 +117,7 @@ class Watch:
             reported_ns: When it said so, by the clock of file times: what changed later belongs to the next checkpoint.
             followed: Whether that is the time of a later word, up to which nobody told of a change.
         """
-        self._only_on_request = True
-        self._reported_ns, self._reported_followed = reported_ns, followed
+        self._word.report(reported_ns, followed=followed)
         self._asked.set()
         self._wake.set()
 
@@ -219,7 +156,7 @@ class Watch:
         inotify = self._inotify
         if inotify is not None and await self._hear_out(inotify, _STOP_S):
             self._drain()
-            self._stopped_calm = not self._blind and self._proven_s > self._last_event_s
+            self._stopped_calm = not self._blind and self._times.is_proven
 
     def wind_down(self) -> None:
         """The command has ended: let `run` end once what it is doing is done."""
@@ -266,8 +203,7 @@ class Watch:
     async def _pause(self, failures: int) -> None:
         """Wait until there is something to do."""
         if failures:
-            longest_s = min(_LONGEST_BACKOFF_S, self._rules.poll_s * 2.0**failures)
-            self._not_before_s = self._loop.time() + longest_s * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
+            self._times.back_off(self._loop.time(), failures)
         while not self._winding_down and not self._closed:
             wait_s = self._due_s() - self._loop.time()
             if wait_s <= 0:
@@ -280,41 +216,21 @@ class Watch:
             self._wake.clear()
             await asyncio.sleep(_MERGE_S)  # a burst of events is one
             self._drain()
-            if self._early and self._loop.time() >= self._not_before_s:
+            if self._early and self._loop.time() >= self._times.not_before_s:
                 return
 
     def _due_s(self) -> float:
         """When to look, by the loop's time."""
+        times = self._times
         if self._asked.is_set() or (self._marker_closed and self._dirty):
             due_s = float("-inf")  # at once: what follows may be the next checkpoint's first write
         elif self._blind:
-            due_s = self._last_look_s + min(_LONGEST_POLL_S, max(self._rules.poll_s, self._share_s()))
+            due_s = times.blind_due_s
         elif self._dirty or self._outputs.waiting:
-            # Not again at once where a look found that it is not quiet for another reason.
-            due_s = max(min(self._last_event_s, self._restless_s()), self._last_look_s) + self._rules.quiet_s
-            due_s = max(due_s, self._wanted_s()) if not self._outputs.waiting else due_s
+            due_s = times.restless_due_s(by_quiet=self._word.by_quiet, outputs_wait=bool(self._outputs.waiting))
         else:
-            due_s = self._last_look_s + max(_LOOK_EVERY_S, self._share_s())
-        return max(due_s, self._not_before_s)
-
-    def _share_s(self) -> float:
-        return min(_LONGEST_POLL_S, self._look_cpu_s / _SHARE_OF_A_CORE)
-
-    def _restless_s(self) -> float:
-        """When events that never cease are looked into all the same: what writes may be a stream, which is no burst."""
-        return self._last_look_s + max(_RESTLESS_QUIETS * self._rules.quiet_s, self._share_s())
-
-    def _wanted_s(self) -> float:
-        """When a look is of use while a commit is not due: soon, as long as it is not known that there is quiet."""
-        rested_s = self._rested_s()
-        if self._proven_s > self._last_event_s or not self._rules.by_quiet or self._only_on_request:
-            return rested_s
-        return min(rested_s, self._last_look_s + self._share_s())
-
-    def _rested_s(self) -> float:
-        if self._last_began_s is None:
-            return 0.0
-        return self._last_began_s + max(self._rules.min_interval_s, _READING_SHARE * self._committer.last_s)
+            due_s = times.idle_due_s
+        return max(due_s, times.not_before_s)
 
     def _drain(self) -> None:
         if self._inotify is None:
@@ -326,16 +242,9 @@ class Watch:
         self._blind = events.blind
         self._dirty = self._dirty or events.changed or events.overflowed
         self._last_events_s = {**self._last_events_s, **events.last_events_s}
-        self._last_event_s = max(self._last_event_s, *events.last_events_s.values(), 0.0)
+        self._times.last_event_s = max(self._times.last_event_s, *events.last_events_s.values(), 0.0)
         self._early.update(dict.fromkeys(events.closed))
-        self._marker_closed = self._marker_closed or any(self._is_marker(path) for path in events.closed)
-
-    def _is_marker(self, path: Path) -> bool:
-        marker = self._rules.marker
-        return marker is not None and any(
-            path.is_relative_to(block.path) and marker.matches(path.relative_to(block.path).as_posix())
-            for block in self._checkpoints
-        )
+        self._marker_closed = self._marker_closed or any(self._word.is_marker(path) for path in events.closed)
 
     async def _step(self) -> None:
         await self._fence.trusted()
@@ -371,16 +280,16 @@ class Watch:
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    async def _survey(self) -> _Survey:
+    async def _survey(self) -> Survey:
         """Look and compare; once more where that shows streams whose length must be taken first."""
         streams = self._calm.streams()
         survey = await self._look_once(streams)
         found = self._calm.streams()
         return survey if found <= streams else await self._look_once(found)
 
-    async def _look_once(self, streams: frozenset[Path]) -> _Survey:
+    async def _look_once(self, streams: frozenset[Path]) -> Survey:
         seen = await in_thread(partial(self._walk, streams))
-        self._last_look_s = self._loop.time()
+        self._times.last_look_s = self._loop.time()
         # What the walk saw change may be told a moment later: it must count as having changed then.
         await asyncio.sleep(_MERGE_S)
         self._drain()
@@ -392,11 +301,11 @@ class Watch:
         # First, and what is open last: what a burst that begins meanwhile appends is not in, or the burst is seen.
         lengths = freeze(streams)
         seen = {directory: with_stamps(found, directory, lengths) for directory, found in self._look().items()}
-        self._look_cpu_s = time.thread_time() - began_s
+        self._times.look_cpu_s = time.thread_time() - began_s
         return seen
 
-    def _compare(self, seen: Snapshots, streams: frozenset[Path]) -> _Survey:
-        now_s = self._last_look_s
+    def _compare(self, seen: Snapshots, streams: frozenset[Path]) -> Survey:
+        now_s = self._times.last_look_s
         pids = self._processes()
         open_files = open_for_writing(self._paths, pids or ())
         told = None if self._blind else self._last_events_s
@@ -404,15 +313,15 @@ class Watch:
         if self._inotify is not None:
             self._inotify.exempt(self._calm.streams())
         changed = self._settled is None or any(seen[b.path] != self._settled[b.path] for b in self._checkpoints)
-        mapped = self._mapped = frozenset(file.path for file in open_files or () if file.mapped)
-        still_open = {file.path for file in open_files or ()}
-        marker_ns = marker_written(self._checkpoints, self._rules.marker, self._settled, seen, still_open)
+        mapped = self._word.mapped = frozenset(file.path for file in open_files or () if file.mapped)
+        still_open = frozenset(file.path for file in open_files or ())
+        marker_ns = self._word.marker_ns(self._settled, seen, still_open)
         outputs = self._outputs.observe(seen, now_s)
         still = streams & self._calm.streams()
         appended = still & self._calm.appended()
-        return _Survey(seen, changed, marker_ns, pids is not None, still, appended, mapped, outputs)
+        return Survey(seen, changed, marker_ns, pids is not None, still, appended, mapped, outputs)
 
-    async def _decide(self, survey: _Survey, *, asked: bool) -> None:
+    async def _decide(self, survey: Survey, *, asked: bool) -> None:
         now_s = self._loop.time()
         self._dirty = survey.changed
         quiet = await self._is_proven(survey, now_s)
@@ -421,61 +330,27 @@ class Watch:
             await self._commit(why, survey, now_s)
         self._warn_if_late(now_s)
 
-    async def _is_proven(self, survey: _Survey, now_s: float) -> bool:
+    async def _is_proven(self, survey: Survey, now_s: float) -> bool:
         """Whether this is a quiet moment of a command that lives: what a dying one had open is closed as well."""
         if self._stopping or not survey.alive or not self._is_quiet(now_s):
             return False
         if await in_thread(self._processes) is None:
             return False
-        self._proven, self._proven_s = survey.seen, self._last_look_s
+        self._proven, self._times.proven_s = survey.seen, self._times.last_look_s
         return True
 
-    def _why(self, survey: _Survey, now_s: float, *, asked: bool, quiet: bool) -> str:
+    def _why(self, survey: Survey, now_s: float, *, asked: bool, quiet: bool) -> str:
         """The reason to commit now; empty when there is none."""
-        for why, said, said_ns, late in (
-            ("report", asked, self._reported_ns, asked and self._is_report_overtaken(survey.seen, survey.streams)),
-            ("marker", survey.marker_ns is not None, survey.marker_ns, self._is_overtaken(survey, survey.marker_ns)),
-        ):
-            if said and not late:
-                return why
-            # A word is met once, a marker at each look.
-            if said and (why == "report" or said_ns != self._missed_ns):
-                self._missed_ns = said_ns if why == "marker" else self._missed_ns
-                self._miss(why)
-        if self._owed is not None:
-            why, of, streams = self._owed
-            if not moved(of, survey.seen, streams):
-                return why
-            self._miss(why)
-        if not survey.changed or now_s < self._rested_s() or not quiet:
-            return ""
-        return "quiet" if self._rules.by_quiet and not self._only_on_request else ""
-
-    def _miss(self, why: str) -> None:
-        """The job's word was about a state that is gone; a quiet moment says nothing where the job's word counts."""
-        self._owed = None
-        log.warning(
-            "a checkpoint that the job said was whole changed before it was read; leave it alone for a moment after"
-            " saying so, or write the next one under other names",
-            extra={"action": "commit_missed", "why": why},
-        )
-
-    def _is_overtaken(self, survey: _Survey, said_ns: int | None) -> bool:
-        return overtaken(self._checkpoints, survey.seen, survey.streams, said_ns)
-
-    def _is_report_overtaken(self, seen: Snapshots, streams: frozenset[Path]) -> bool:
-        # Of what is mapped nobody tells, so that the time of a later word is of no use.
-        mapped = any(path.is_relative_to(block.path) for path in self._mapped for block in self._checkpoints)
-        return (self._reported_followed and mapped) or overtaken(self._checkpoints, seen, streams, self._reported_ns)
+        why = self._word.why(survey, reported=asked)
+        if why or not survey.changed or now_s < self._times.rested_s or not quiet:
+            return why
+        return "quiet" if self._word.by_quiet else ""
 
     def _is_quiet(self, now_s: float) -> bool:
-        return self._quiet_for_s(now_s) >= self._rules.quiet_s
+        return self._calm.quiet_for_s([block.path for block in self._checkpoints], now_s) >= self._rules.quiet_s
 
-    def _quiet_for_s(self, now_s: float) -> float:
-        return self._calm.quiet_for_s([block.path for block in self._checkpoints], now_s)
-
-    async def _commit(self, why: str, survey: _Survey, now_s: float) -> None:
-        before_s, self._last_began_s = self._last_began_s, now_s
+    async def _commit(self, why: str, survey: Survey, now_s: float) -> None:
+        before_s, self._times.last_began_s = self._times.last_began_s, now_s
         try:
             async with self._meter.reporting(self._on_progress):
                 tried = await self._committer.try_once(
@@ -483,26 +358,23 @@ class Watch:
                     mapped=survey.mapped,
                 )  # fmt: skip
         except BaseException:
-            self._last_began_s = before_s  # what did not succeed is tried again soon
-            if why != "quiet":
-                self._owed = why, survey.seen, survey.streams
+            self._times.last_began_s = before_s  # what did not succeed is tried again soon
+            self._word.owe(why, survey)
             raise
         if tried.outcome is Outcome.DISTURBED:
-            self._last_began_s = before_s
-            # Reading may have taken long; it is not begun again at once.
-            rest_s = min(_LONGEST_POLL_S, _READING_SHARE * self._committer.last_s)
-            self._not_before_s = max(self._not_before_s, self._loop.time() + rest_s)
+            self._times.last_began_s = before_s
+            self._times.rest(self._loop.time())
             self._dirty = True
-            if why != "quiet":
-                self._miss(why)
+            self._word.miss(why)
             return
         self._settled = tried.seen
-        self._dirty, self._owed, self._late_since_s = False, None, None
+        self._word.met()
+        self._dirty, self._late_since_s = False, None
         self._early_tries.clear()
 
     def _warn_if_late(self, now_s: float) -> None:
         """A directory that never holds still is never stored: its user must hear of it."""
-        if not self._dirty or not self._rules.by_quiet or self._only_on_request:
+        if not self._dirty or not self._word.by_quiet:
             self._late_since_s = None
             return
         self._late_since_s = self._late_since_s or now_s
@@ -550,21 +422,10 @@ class Watch:
         No time is of use here: who hears late of a death takes the pause within a burst for quiet.
         """
         seen = await in_thread(self._look)
-        if self._is_said_to_be_whole(seen, obeyed=obeyed):
+        said = self._word.holds(self._settled, seen, self._calm.streams(), reported=self._asked.is_set())
+        # What it wrote after SIGTERM is its answer to that; unless it was writing already, and broke off.
+        if said or (said is None and obeyed and self._stopped_calm):
             return True
-        by_quiet = self._rules.by_quiet and not self._only_on_request
-        same = seen == self._settled or (by_quiet and seen == self._proven)
+        same = seen == self._settled or (self._word.by_quiet and seen == self._proven)
         # As far as stamps tell. What a mapping changed since may be half of what was to come.
         return same and not await self._committer.has_changed_in_silence()
-
-    def _is_said_to_be_whole(self, seen: Snapshots, *, obeyed: bool) -> bool:
-        """Whether the command's last word, or its answer to SIGTERM, was about what is there."""
-        streams = self._calm.streams()
-        if self._only_on_request:
-            said = self._asked.is_set() or self._owed is not None
-            return said and not self._is_report_overtaken(seen, streams)
-        if self._rules.marker is not None:
-            marker_ns = marker_written(self._checkpoints, self._rules.marker, self._settled, seen, frozenset())
-            return marker_ns is not None and not overtaken(self._checkpoints, seen, streams, marker_ns)
-        # What it wrote after SIGTERM is its answer to that; unless it was writing already, and broke off.
-        return obeyed and self._stopped_calm
