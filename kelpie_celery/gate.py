@@ -1,8 +1,8 @@
 """Lets a worker fetch a job only while a slot is free and it does not drain, so that none waits in vain.
 
 Limits: Celery's Redis transport, whose ``qos.can_consume`` decides before each BRPOP. The gate closes for nothing else:
-a message that a BRPOP has already popped is delivered whatever the gate says, and whoever claims for it is refused. (The
-transport would leave it in the socket until the gate opens: perhaps for hours, on a worker that drains.)
+a message that a BRPOP has already popped is delivered whatever the gate says, and who claims for it is refused. The
+transport would leave it in the socket until the gate opens: perhaps for hours, on a worker that drains.
 """
 
 from __future__ import annotations
