@@ -12,6 +12,7 @@ import pytest
 
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync import retry
+from kelpie_worker.sync.batches import in_batches
 from kelpie_worker.sync.progress import Meter, Progress
 from kelpie_worker.sync.retry import Patience
 from kelpie_worker.sync.threads import idle_threads, in_thread, run_bounded
@@ -152,6 +153,54 @@ async def test_bounded_work_raises_the_first_error_plainly_and_stops_the_rest() 
     with pytest.raises(StorageUnavailable):
         await run_bounded(range(10), work, 3)
     assert done == [0]
+
+
+async def fail_once(item: int) -> None:
+    await asyncio.sleep(0)
+    if item == 1:
+        raise away()
+    await asyncio.sleep(3600)
+
+
+async def fail_alone(_: int) -> None:
+    raise away()
+
+
+@pytest.mark.parametrize("how", ["bounded", "paced"])
+async def test_whoever_goes_on_after_failed_work_does_not_count_as_cancelled(how: str) -> None:
+    bounded = how == "bounded"
+    run = run_bounded(range(10), fail_once, 3) if bounded else in_batches([[1]], None, fail_alone, 3)
+    with pytest.raises(StorageUnavailable):
+        await run
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0  # else, in Python 3.11.2, the next time-out of this task ends it
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize("how", ["bounded", "paced"])
+async def test_cancelled_work_has_ended_when_whoever_waits_for_it_is_told(how: str) -> None:
+    begun, ended = asyncio.Event(), 0
+
+    async def work(_: int) -> None:
+        nonlocal ended
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.01)
+            ended += 1
+
+    run = run_bounded(range(3), work, 3) if how == "bounded" else in_batches([[n] for n in range(3)], None, work, 3)
+    task = asyncio.ensure_future(run)
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended >= 1
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_what_is_reported_counts_from_where_the_transfer_began() -> None:

@@ -16,7 +16,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -132,10 +132,26 @@ async def run_bounded(items: Iterable[T], work: Callable[[T], Awaitable[None]], 
         for item in queue:
             await work(item)
 
-    try:
+    async def all_workers() -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(limit):
                 group.create_task(worker())
+
+    await as_one(all_workers())
+
+
+async def as_one(grouped: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that has task groups, in a task of its own.
+
+    A group cancels the task that waits for it when one of its own fails, and until Python 3.13 leaves that noted there
+    for good. Whoever goes on in that task, as a retry does, would be taken for cancelled by its next `asyncio.timeout`
+    that expires (in Python 3.11.2, which Debian 12 has).
+
+    Raises:
+        Exception: What failed first, out of its groups.
+    """
+    try:
+        await asyncio.ensure_future(grouped)
     except BaseExceptionGroup as failed:
         raise first_error(failed) from None
 
