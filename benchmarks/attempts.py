@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from benchmarks import stage
 from kelpie_celery.client import Kelpie
 from kelpie_celery.definition import parse_definition
-from kelpie_celery.ledger.types import FencingToken, Granted
+from kelpie_celery.ledger.types import Ending, FencingToken, Granted
+from kelpie_celery.lifecycle import Outcome, Reason
 from kelpie_celery.local.servers import SeaweedServer
 from kelpie_celery.settings import load_settings
 from kelpie_worker.journal import LedgerJournal
@@ -65,7 +66,8 @@ class Site:
             yield session
             await session.end_watch()
             session.clean()
-        self._kelpie.cancel(job.id)
+        # The prefix is the next job's from here on.
+        self._kelpie.app.ledger.end_attempt(token, Ending(Outcome.COMPLETED, Reason.DONE))
 
     def _claim(self, job_id: str) -> FencingToken:
         granted = self._kelpie.app.ledger.claim(job_id, uuid.uuid4().hex, "bench", "w@bench", None, may_run=True)

@@ -224,16 +224,26 @@ async def _packed(site: Site) -> list[Figure]:
     folder = site.directory / "many"
     folder.mkdir()
     await asyncio.to_thread(write_many, folder, MANY, MANY_BYTES)
-    theirs, ours = [], []
+    back = site.directory / "back"
+    up: dict[str, list[float]] = {"theirs": [], "ours": []}
+    down: dict[str, list[float]] = {"theirs": [], "ours": []}
     for number in range(ROUNDS):
-        theirs.append(await asyncio.to_thread(stage.seconds, lambda n=number: _s5cmd(site, folder, n)))  # type: ignore[misc]
-        ours.append(await _packed_s(site, folder, number))
+        place = f"s3://{BUCKET}/s5cmd-{number}/"
+        up["theirs"].append(await _s5cmd_s(site, f"{folder}/", place))
+        up["ours"].append(await _packed_s(site, folder, number))
+        down["theirs"].append(await _s5cmd_s(site, f"{place}*", f"{back}/"))
+        shutil.rmtree(back)
+        down["ours"].append(await _restored_s(site, number))
     what = f"{MANY:,} files of {MANY_BYTES // 1024} KiB, median of {ROUNDS}"
-    their_s, our_s = statistics.median(theirs), statistics.median(ours)
+    their_up_s, our_up_s = statistics.median(up["theirs"]), statistics.median(up["ours"])
+    their_down_s, our_down_s = statistics.median(down["theirs"]), statistics.median(down["ours"])
     return [
-        Figure("commit.many_s5cmd", their_s, "s", against=f"{what}, s5cmd cp"),
-        Figure("commit.many", our_s, "s", against=f"{what}, one commit"),
-        Figure("commit.many_to_s5cmd", our_s / their_s, "x", Target(0.5), what),
+        Figure("commit.many_s5cmd", their_up_s, "s", against=f"{what}, s5cmd cp"),
+        Figure("commit.many", our_up_s, "s", against=f"{what}, one commit"),
+        Figure("commit.many_to_s5cmd", our_up_s / their_up_s, "x", Target(0.5), what),
+        Figure("commit.many_back_s5cmd", their_down_s, "s", against=f"{what}, s5cmd cp of as many objects"),
+        Figure("commit.many_back", our_down_s, "s", against=f"{what}, the restore of one commit"),
+        Figure("commit.many_back_to_s5cmd", our_down_s / their_down_s, "x", Target(0.7), what),
     ]
 
 
@@ -246,10 +256,24 @@ async def _packed_s(site: Site, folder: Path, number: int) -> float:
         return asyncio.get_running_loop().time() - began_s
 
 
-def _s5cmd(site: Site, folder: Path, number: int) -> None:
+async def _restored_s(site: Site, number: int) -> float:
+    """How long the next job on that prefix takes to have the files back."""
+    before = {"before": [site.block(f"many-{number}/", "download")]}
+    async with site.attempt({**before, **_sync(site, f"many-{number}")}) as session:
+        began_s = asyncio.get_running_loop().time()
+        report = await session.restore()
+        took_s = asyncio.get_running_loop().time() - began_s
+    if report.bytes != MANY * MANY_BYTES:
+        raise RuntimeError(f"{report.bytes} bytes were restored, not {MANY * MANY_BYTES}")
+    return took_s
+
+
+async def _s5cmd_s(site: Site, source: str, target: str) -> float:
+    """How long s5cmd takes to copy."""
     environment = {**os.environ, **site.s3.env()}
-    endpoint = environment["AWS_ENDPOINT_URL"]
-    subprocess.run(
-        [program("s5cmd"), "--endpoint-url", endpoint, "--log", "error", "cp", f"{folder}/", f"s3://{BUCKET}/s5cmd-{number}/"],
-        env=environment, check=True, timeout=120,
-    )  # fmt: skip
+    argv = [program("s5cmd"), "--endpoint-url", environment["AWS_ENDPOINT_URL"], "--log", "error", "cp", source, target]
+
+    def copy() -> None:
+        subprocess.run(argv, env=environment, check=True, timeout=120)
+
+    return await asyncio.to_thread(stage.seconds, copy)

@@ -45,7 +45,8 @@ LOCK_S = 10.0
 """How long the lock is waited for, seconds."""
 _LOCK_POLL_S = 0.02
 _SEAL = "seal"
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 8 * 1024 * 1024
+"""Large enough for a digest to be computed by several cores at once."""
 _TRIES = 5
 
 
@@ -312,7 +313,7 @@ def _is_sealed(file: Path, cancelled: Cancelled) -> bool:
 
 
 def _content_of(file: Path, cancelled: Cancelled) -> str:
-    digest, piece = blake3(), bytearray(_PIECE_BYTES)
+    digest, piece = blake3(max_threads=blake3.AUTO), bytearray(min(_PIECE_BYTES, file.stat().st_size) or 1)
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(piece):
             if cancelled():
