@@ -39,6 +39,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         ("gromacs", "GROMACS", "gmx"),
         ("containers", "the images", "podman"),
         ("browser", "Flower in a browser", "chromium"),
+        ("gpu", "a training on a GPU", "nvidia-smi"),
     ]
     apart = [(marker, what, program) for marker, what, program in known if f"not {marker}" in chosen]
     there = {program: "is" if shutil.which(program) else "is not" for _, _, program in apart}
