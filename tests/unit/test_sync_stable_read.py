@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from kelpie_worker.sync.bodies import FileBody, FileChanged
 from kelpie_worker.sync.stable_read import PART_BYTES, SINGLE_BYTES, Captured, capture, digest, part_size
@@ -39,6 +40,20 @@ async def test_a_file_that_holds_still_is_captured(path: Path, size: int, copied
     assert len(captured.sent.parts) == (1 if size <= SINGLE_BYTES else -(-size // PART_BYTES))
     assert await content(captured) == data
     assert copy is None or not copy.exists()
+
+
+async def test_parts_are_those_of_the_file_however_little_a_read_brings(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(SINGLE_BYTES + 1)
+    path.write_bytes(data)
+    reads = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: reads(fd, [views[0][:700_001]], at))
+    captured = await capture(path)
+    assert [part.blake3 for part in captured.sent.parts] == [
+        blake3(data[at : at + PART_BYTES]).digest(length=16) for at in range(0, len(data), PART_BYTES)
+    ]
+    assert await content(captured) == data
 
 
 async def test_a_packed_file_is_always_the_same(path: Path) -> None:

@@ -258,9 +258,13 @@ def _read(fd: int, size_bytes: int, writers: Sequence[_Writer]) -> Work[Digests]
     parts: list[PartDigest] = []
     crc, part = 0, blake3()
     at = 0
-    # The view is asked for anew each time: the next piece may be read by another thread.
-    while at < size_bytes and (taken := os.preadv(fd, [buffer()[: size_bytes - at]], at)):
-        data = buffer()[:taken]
+    # The view is asked for anew each time: the next piece may be read by another thread. None crosses a part's end.
+    while at < size_bytes:
+        view = buffer()[: min(size_bytes - at, part_bytes - at % part_bytes)]
+        taken = os.preadv(fd, [view], at)
+        if not taken:
+            break
+        data = view[:taken]
         crc = crc32(data, crc)
         whole.update(data)
         part.update(data)
