@@ -8,7 +8,7 @@ import itertools
 import threading
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -254,15 +254,13 @@ class _Direct:
     def __init__(self, store: MemoryStore, fence: Fence | None, stopped: threading.Event) -> None:
         self._store, self._fence, self._stopped = store, fence, stopped
 
-    def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
-        self._look()
-        found = self._store._found("fetch", bucket, key)
-        if etag and found.etag != etag:
-            raise ObjectChanged(f"{key} was replaced", bucket=bucket, key=key)
-        data = found.data[start_byte : start_byte + length_bytes]
-        sink(memoryview(data))
-        if len(data) != length_bytes:
-            raise StorageUnavailable(f"{len(data)} of {length_bytes} bytes arrived", bucket=bucket, key=key)
+    def fetch_each(self, bucket: str, wanted: Sequence[StoredObject]) -> Generator[memoryview, None, None]:
+        for one in wanted:
+            self._look()
+            found = self._store._found("fetch", bucket, one.key)
+            if found.etag != one.etag or len(found.data) != one.size_bytes:
+                raise ObjectChanged(f"{one.key} was replaced", bucket=bucket, key=one.key)
+            yield memoryview(found.data)
 
     def put(self, bucket: str, key: str, body: Body) -> StoredObject:
         self._look()

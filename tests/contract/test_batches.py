@@ -112,15 +112,11 @@ async def test_a_batch_that_is_cancelled_ends_with_the_object_that_it_is_at(shel
     at_work, go_on, took = threading.Event(), threading.Event(), list[str]()
 
     def work(direct: Direct) -> None:
-        for one in found:
-
-            def sink(_: memoryview, key: str = one.key) -> None:
-                took.append(key)
-                if key == "p/010":
-                    at_work.set()
-                    go_on.wait(20)
-
-            direct.fetch(shelf.bucket, one.key, sink, etag="", start_byte=0, length_bytes=one.size_bytes)
+        for one, _ in zip(found, direct.fetch_each(shelf.bucket, found), strict=True):
+            took.append(one.key)
+            if one.key == "p/010":
+                at_work.set()
+                go_on.wait(20)
 
     task = asyncio.ensure_future(batching(shelf).batch([shelf.bucket], work, None))
     assert await asyncio.to_thread(at_work.wait, 10)

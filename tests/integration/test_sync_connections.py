@@ -17,7 +17,7 @@ from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync import connections
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
-from kelpie_worker.sync.exchange import Request
+from kelpie_worker.sync.request import Request
 from kelpie_worker.sync.s3_errors import Doing
 from kelpie_worker.sync.signing import StorageClock
 from kelpie_worker.sync.store import open_store

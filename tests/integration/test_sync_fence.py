@@ -24,8 +24,8 @@ from kelpie_celery.clock import SystemClock
 from kelpie_celery.errors import LeaseLost, StorageSetupError
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
-from kelpie_worker.sync.exchange import Request
 from kelpie_worker.sync.object_store import ObjectStore
+from kelpie_worker.sync.request import Request
 from kelpie_worker.sync.s3_errors import Doing, LateRequest
 from kelpie_worker.sync.signing import Presigner, StorageClock
 from kelpie_worker.sync.store import open_store

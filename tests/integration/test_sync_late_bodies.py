@@ -17,8 +17,9 @@ from kelpie_worker.sync import connections
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.connections import Connection, Connections, ProxyRefused
-from kelpie_worker.sync.exchange import Exchange, Request
+from kelpie_worker.sync.exchange import Exchange
 from kelpie_worker.sync.fence import OpenFence
+from kelpie_worker.sync.request import Request
 from kelpie_worker.sync.s3_errors import Doing
 from kelpie_worker.sync.signing import Presigner, StorageClock
 

@@ -78,6 +78,17 @@ class Answer:
             end, left = end + count, left - count
         yield view[start:end]
 
+    def whole(self) -> memoryview:
+        """All of a body whose length is told, and that fits into this thread's buffer; raises as `pieces`."""
+        view, (start, at) = buffer(), self._begun
+        end = start + (self.length or 0)
+        while at < end:
+            count = self._receive(view[at:end])
+            if not count:
+                raise IncompleteRead(b"", end - at)
+            at += count
+        return view[start:end]
+
     def _left(self) -> int:
         # Without a length it ends when it ends; no body is longer than this.
         return self.length if self.length is not None else 1 << 62

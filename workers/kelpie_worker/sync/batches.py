@@ -11,12 +11,12 @@ Limits: order within a batch is kept, between batches not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
-from kelpie_celery.errors import KelpieError
+from kelpie_celery.errors import KelpieError, StorageUnavailable
 from kelpie_worker.sync.fence import Fence
-from kelpie_worker.sync.object_store import Body, Sink, StoredObject
+from kelpie_worker.sync.object_store import Body, StoredObject
 from kelpie_worker.sync.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 SMALL_BYTES = 1024 * 1024
 """Larger files gain nothing."""
+TINY_BYTES, TINY_AT_ONCE = 64 * 1024, 4
+"""Of objects of this size a thread asks for so many at a time: they wait for their turn in the kernel's buffers."""
 _MOST, _MOST_BYTES = 64, 4 * 1024 * 1024
 """Of one batch: with a slow line it is not long until somebody else's turn."""
 
@@ -36,11 +38,24 @@ class Direct(Protocol):
     trust left.
     """
 
-    def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
-        """See ``ObjectStore.fetch``."""
+    def fetch_each(self, bucket: str, wanted: Sequence[StoredObject]) -> Generator[memoryview, None, None]:
+        """Whole objects, in order, each valid until the next one is asked for; close it to end early.
+
+        Args:
+            bucket: The bucket.
+            wanted: The objects as they were listed; none is empty, nor larger than `SMALL_BYTES`.
+
+        Raises:
+            NotPlain: This storage's answers do not fit.
+            StorageError: As ``ObjectStore.fetch``, in less detail.
+        """
 
     def put(self, bucket: str, key: str, body: Body) -> StoredObject:
         """See ``ObjectStore.put``; the fence is that of the batch."""
+
+
+class NotPlain(StorageUnavailable):
+    """What the storage answers is for ``ObjectStore.fetch``, which takes all kinds: no other batch will do better."""
 
 
 Work = Callable[[Direct], None]

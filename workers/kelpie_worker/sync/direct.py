@@ -6,20 +6,21 @@ confirm one, this counts as failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
-from kelpie_worker.sync.answers import Answer
 from kelpie_worker.sync.config import StorageConfig
-from kelpie_worker.sync.exchange import Request
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.integrity import CRC32, Integrity, confirmed, with_crc32, with_md5
 from kelpie_worker.sync.object_store import Body, Sink, StoredObject
+from kelpie_worker.sync.request import Request
 from kelpie_worker.sync.s3_errors import Doing
+from kelpie_worker.sync.wire import Lane
 
 
 def range_request(
-    doing: Doing, base_url: str, sink: Sink, timeout_s: float, *, etag: str, start_byte: int, length_bytes: int
-) -> Request:
+    doing: Doing, base_url: str, timeout_s: float, *, etag: str, start_byte: int, length_bytes: int,
+    sink: Sink | None = None,
+) -> Request:  # fmt: skip
     """GET for a range of an object that must not have changed."""
     headers = {"If-Match": f'"{etag}"'} if etag else {}
     if length_bytes:
@@ -31,46 +32,42 @@ class S3Direct:
     """See ``kelpie_worker.sync.batches.Direct``.
 
     Args:
-        send: Sends a request.
+        lane: Sends requests.
         bases: The URLs of the buckets.
         endpoint: For messages.
         config: The storage.
         integrity: What is known of it.
         fence: Of the attempt.
-        least_trust_s: With less trust nothing is begun.
     """
 
     def __init__(
-        self, send: Callable[[Request], Answer], bases: Mapping[str, str], endpoint: str, config: StorageConfig,
-        integrity: Integrity, fence: Fence | None, least_trust_s: float,
+        self, lane: Lane, bases: Mapping[str, str], endpoint: str, config: StorageConfig, integrity: Integrity,
+        fence: Fence | None,
     ) -> None:  # fmt: skip
-        self._send, self._bases, self._endpoint, self._config = send, bases, endpoint, config
-        self._integrity, self._fence, self._least_trust_s = integrity, fence, least_trust_s
+        self._lane, self._bases, self._endpoint, self._config = lane, bases, endpoint, config
+        self._integrity, self._fence = integrity, fence
 
-    def fetch(self, bucket: str, key: str, sink: Sink, *, etag: str, start_byte: int, length_bytes: int) -> None:
-        """A range of an object."""
-        doing = Doing("download", bucket, key, self._endpoint)
-        self._send(
-            range_request(
-                doing,
-                self._bases[bucket],
-                sink,
-                self._config.read_timeout_s,
-                etag=etag,
-                start_byte=start_byte,
-                length_bytes=length_bytes,
+    def fetch_each(self, bucket: str, wanted: Sequence[StoredObject]) -> Generator[memoryview, None, None]:
+        """Whole objects, in order."""
+        base_url, timeout_s = self._bases[bucket], self._config.read_timeout_s
+        requests = []
+        for one in wanted:
+            doing = Doing("download", bucket, one.key, self._endpoint)
+            request = range_request(
+                doing, base_url, timeout_s, etag=one.etag, start_byte=0, length_bytes=one.size_bytes
             )
-        )  # fmt: skip
+            requests.append((request, one.etag))
+        return self._lane.bodies(requests)
 
     def put(self, bucket: str, key: str, body: Body) -> StoredObject:
         """Store an object in one request, with a digest that the storage verifies."""
         doing = Doing("upload", bucket, key, self._endpoint)
         if self._fence is None:
             raise ValueError("a batch without a fence stores nothing")
-        if self._fence.remaining_s() < self._least_trust_s:
+        if self._fence.remaining_s() < self._lane.least_trust_s:
             raise doing.unavailable("the lease has to be renewed first")
         with_crc = self._integrity.crc32
-        answer = self._send(
+        answer = self._lane.send(
             Request(
                 doing,
                 "PUT",

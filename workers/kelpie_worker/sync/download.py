@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import cast
 
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable
-from kelpie_worker.sync.batches import Batching, Direct, Done, divided, in_batches
+from kelpie_worker.sync.batches import TINY_AT_ONCE, TINY_BYTES, Batching, Direct, Done, NotPlain, divided, in_batches
 from kelpie_worker.sync.errors import DiskFull, disk_errors
-from kelpie_worker.sync.landing import Landing, Writer, into_place
+from kelpie_worker.sync.landing import Landing, Writer, into_place, land, remove
 from kelpie_worker.sync.object_store import ObjectChanged, ObjectStore, StoredObject
 from kelpie_worker.sync.paths import TEMPORARY
 from kelpie_worker.sync.retry import Patience
@@ -68,8 +68,8 @@ class Downloader:
 
     def __init__(self, store: ObjectStore, patience: Patience, on_bytes: Callable[[int], None]) -> None:
         self._store, self._patience, self._on_bytes = store, patience, on_bytes
-        self._free = asyncio.Semaphore(STREAMS)
-        self._etags_are_md5 = True
+        self._free, self._free_of_tiny = asyncio.Semaphore(STREAMS), asyncio.Semaphore(STREAMS // TINY_AT_ONCE)
+        self._together = True
         self._temporary, self._names = f"{TEMPORARY}{secrets.token_hex(8)}-", itertools.count()
 
     async def download_all(
@@ -88,7 +88,7 @@ class Downloader:
         """
 
         async def together(batch: Sequence[Wanted], moved: Done) -> None:
-            if self._etags_are_md5:
+            if self._together:
                 await self._fetch_together(batch, check, moved)
             for one in batch[: moved.count]:
                 await done(one, one.object)
@@ -105,29 +105,32 @@ class Downloader:
 
         def work(direct: Direct) -> None:
             with done:
-                for one in batch:
-                    check(one)
-                    self._fetch_directly(direct, one)
-                    done.count += 1
+                try:
+                    self._fetch_each(direct, batch, check, done)
+                except NotPlain:
+                    self._together = False
+                    raise
 
         self._patience.begin()
-        async with self._free:
+        tiny = all(one.object.size_bytes <= TINY_BYTES for one in batch)
+        async with self._free_of_tiny if tiny else contextlib.nullcontext(), self._free:
             await cast("Batching", self._store).batch({one.bucket for one in batch}, work, None)
 
-    def _fetch_directly(self, direct: Direct, wanted: Wanted) -> None:
-        found, landing = wanted.object, self._landing(wanted)
-        try:
-            landing.begin(found.size_bytes, _expected(found), in_order=True)
-            writer = Writer(landing, 0, found.size_bytes, self._arrived)
-            direct.fetch(
-                wanted.bucket, found.key, writer.take, etag=found.etag, start_byte=0, length_bytes=found.size_bytes
-            )
-            if not landing.placed:
-                raise StorageUnavailable("it is not what its ETag says", bucket=wanted.bucket, key=found.key)
-        finally:
-            landing.close()
-            if not landing.placed:
-                _remove(landing.temporary)
+    def _fetch_each(self, direct: Direct, batch: Sequence[Wanted], check: Callable[[Wanted], None], done: Done) -> None:
+        for bucket, group in itertools.groupby(batch, key=lambda one: one.bucket):
+            wanted = list(group)
+            with contextlib.closing(direct.fetch_each(bucket, [one.object for one in wanted])) as bodies:
+                for one, body in zip(wanted, bodies, strict=True):
+                    check(one)
+                    self._land(one, body)
+                    done.count += 1
+
+    def _land(self, wanted: Wanted, body: memoryview) -> None:
+        self._arrived(len(body))
+        expected = _expected(wanted.object)
+        if expected and hashlib.md5(body, usedforsecurity=False).hexdigest() != expected:
+            raise StorageUnavailable("it is not what its ETag says", bucket=wanted.bucket, key=wanted.object.key)
+        land(body, *self._paths(wanted))
 
     async def download(self, wanted: Wanted) -> StoredObject:
         """Fetch one object.
@@ -152,13 +155,16 @@ class Downloader:
         finally:
             landing.close()
             if not landing.placed:
-                _remove(temporary)
+                remove(temporary)
         return found
 
     def _landing(self, wanted: Wanted) -> Landing:
+        return Landing(*self._paths(wanted), place=not wanted.unpack)
+
+    def _paths(self, wanted: Wanted) -> tuple[str, str]:
+        """Where it goes, and where it is written first."""
         path = os.fspath(wanted.path)
-        folder = path[: path.rindex("/") + 1]
-        return Landing(path, f"{folder}{self._temporary}{next(self._names)}", place=not wanted.unpack)
+        return path, f"{path[: path.rindex('/') + 1]}{self._temporary}{next(self._names)}"
 
     async def _fetch_current(self, wanted: Wanted, landing: Landing) -> StoredObject:
         found = wanted.object
@@ -191,7 +197,7 @@ class Downloader:
                 return
             if digest in seen:
                 # Twice the same bytes: then it is the ETag that is no MD5, as with some kinds of encryption.
-                self._etags_are_md5 = False  # nor will others be: in a batch they would only be fetched once more
+                self._together = False  # nor will others be: in a batch they would only be fetched once more
                 log.info("an ETag is no MD5", extra={"action": "etag_no_md5", "bucket": bucket, "key": found.key})
                 return
             seen.add(digest)
@@ -243,14 +249,14 @@ class Downloader:
                 while data := await in_thread(partial(source.read, _UNPACK_BYTES)):
                     await in_thread(partial(sink.write, data))
         except (gzip.BadGzipFile, EOFError, zlib.error):
-            _remove(target)
+            remove(target)
             raise StorageSetupError(
                 f"bucket {wanted.bucket!r}, object {wanted.object.key!r}: it is not gzipped, or cut off, although the"
                 " job has `compression` and the name ends in .gz",
                 bucket=wanted.bucket, key=wanted.object.key,
             ) from None  # fmt: skip
         except BaseException:
-            _remove(target)
+            remove(target)
             raise
         finally:
             os.unlink(packed)  # noqa: PTH108 -- one quick system call
@@ -273,11 +279,6 @@ class _Replaced(Exception):
     def __init__(self, error: ObjectChanged) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # noqa: PTH108 -- text; see `Landing`
 
 
 async def _md5(path: str) -> str:

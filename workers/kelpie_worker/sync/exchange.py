@@ -20,18 +20,17 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 
 from kelpie_worker.sync.answers import Answer, read_head
 from kelpie_worker.sync.bodies import CHUNK_BYTES
 from kelpie_worker.sync.connections import Connection, Connections, Grip, ProxyRefused, Stopped, route
-from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.object_store import Body, Sink
-from kelpie_worker.sync.s3_errors import Doing, code_and_message, from_answer, from_exception
-from kelpie_worker.sync.signing import Presigner, StorageClock, address
+from kelpie_worker.sync.request import Request, head_of
+from kelpie_worker.sync.s3_errors import code_and_message, from_answer, from_exception
+from kelpie_worker.sync.signing import Presigner, StorageClock
 from kelpie_worker.sync.trusted_sending import LAST_BYTES, Muted, Sending
 
 _CONSENT_S = 3.0
@@ -48,41 +47,6 @@ class _Local(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-@dataclass(slots=True)  # not frozen, which takes five times as long to make
-class Request:
-    """What is to be sent.
-
-    Attributes:
-        doing: For messages; names the object.
-        method: HTTP method.
-        base_url: The bucket's.
-        query: Parameters.
-        headers: Signed headers.
-        seal: Makes more signed headers, out of the body; called in the transfer thread.
-        plain: Headers that are not signed.
-        body: What to send.
-        fence: Of whatever makes something visible; None for the rest.
-        ask_first: Wait for the storage's consent before sending the body.
-        timeout_s: For the next byte in either direction.
-        sink: Takes the body of the answer, which else is read whole.
-        length_bytes: How much ``sink`` is to be given.
-    """
-
-    doing: Doing
-    method: str
-    base_url: str
-    timeout_s: float
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    seal: Callable[[Body], Mapping[str, str]] | None = None
-    plain: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
-    fence: Fence | None = None
-    ask_first: bool = False
-    sink: Sink | None = None
-    length_bytes: int = 0
 
 
 class Exchange:
@@ -173,7 +137,7 @@ class Exchange:
         now = self._clock.now()
         sending = Sending(connection, request.fence, request.timeout_s, self._connections.clock)
         trust_s = sending.trust_s()
-        head = self._head(connection, signed, trust_s, now)
+        head = head_of(request, connection.route, self._presigner, signed, valid_s=trust_s, now=now)
         if request.body is None:
             sending.push(head)
             return self._answer(connection, sending)
@@ -189,29 +153,6 @@ class Exchange:
             self._raise_refusal(connection)
             raise broken from None
         return self._answer(connection, sending)
-
-    def _head(self, connection: Connection, signed: Mapping[str, str], valid_s: float, now: float) -> bytes:
-        request = self._request
-        url = self._presigner.url(
-            request.method, request.base_url, request.doing.key, valid_s=valid_s, query=request.query, headers=signed,
-            now=now,
-        )  # fmt: skip
-        proxy = connection.route.proxy
-        through_proxy = proxy is not None and not connection.route.tls
-        origin, host = address(request.base_url)
-        headers = {"Host": host, "User-Agent": "kelpie", "Accept-Encoding": "identity", **signed, **request.plain}
-        if request.body is not None or request.method in {"PUT", "POST"}:
-            headers["Content-Length"] = str(request.body.size_bytes if request.body else 0)
-        if request.ask_first and request.body is not None:
-            headers["Expect"] = "100-continue"
-        if proxy is not None and through_proxy and proxy[2]:
-            headers["Proxy-Authorization"] = proxy[2]
-        lines = [f"{request.method} {url if through_proxy else url[len(origin) :]} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        head = "\r\n".join([*lines, "", ""])
-        if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:
-            raise request.doing.setup("a name holds a line break")
-        return head.encode()
 
     def _send(self, sending: Sending, head: bytes, body: Body) -> None:
         """Send head and body; a small body in one piece with its head, which spares the storage a wait."""

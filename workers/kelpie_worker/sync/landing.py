@@ -5,12 +5,15 @@ Limits: an object of several ranges is digested by whoever needs its digest, onc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from collections.abc import Callable
 
 from kelpie_worker.sync.errors import disk_errors
+
+_NEW = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Landing:
@@ -74,8 +77,7 @@ class Landing:
     def _open(self) -> int:
         with self._lock:
             if self._fd is None:
-                flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._fd = os.open(self.temporary, flags, 0o666)
+                self._fd = os.open(self.temporary, _NEW, 0o666)
             return self._fd
 
     def close(self) -> None:
@@ -98,6 +100,37 @@ class Writer:
         self._landing.write(data, self.at)
         self.at += len(data)
         self._on_bytes(len(data))
+
+
+def land(data: memoryview, path: str, temporary: str) -> None:
+    """Write a whole object and put it in its place.
+
+    Args:
+        data: All of it.
+        path: Where it goes.
+        temporary: Where it is written first, in the same folder.
+
+    Raises:
+        DiskFull: No room.
+        LocalFileError: It cannot be written.
+    """
+    try:
+        with disk_errors(temporary, len(data)):
+            fd = os.open(temporary, _NEW, 0o666)
+            try:
+                _write_all(fd, data, 0)
+            finally:
+                os.close(fd)
+        into_place(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def remove(path: str) -> None:
+    """Delete a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 -- text; see `Landing`
 
 
 def _write_all(fd: int, view: memoryview, at: int) -> None:

@@ -23,16 +23,16 @@ from kelpie_worker.sync.batches import Work
 from kelpie_worker.sync.bodies import BytesBody
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.direct import S3Direct, range_request
-from kelpie_worker.sync.exchange import Request
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.few_tries import few_tries
 from kelpie_worker.sync.integrity import CRC32, Integrity, confirmed, with_crc32, with_md5
 from kelpie_worker.sync.object_store import Body, Sink, StoredObject, UploadGone
+from kelpie_worker.sync.request import Request
 from kelpie_worker.sync.s3_errors import ChecksumRefused, ConnectionBroken, Doing, from_exception
 from kelpie_worker.sync.s3_xml import completion, value_of
 from kelpie_worker.sync.signing import StorageClock
 from kelpie_worker.sync.threads import in_thread
-from kelpie_worker.sync.wire import Send, Wire
+from kelpie_worker.sync.wire import Lane, Wire
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -90,7 +90,7 @@ class S3Store:
         """A range of an object; tried once, since what arrived has been handed over."""
         doing, timeout_s = self._doing("download", bucket, key), self._config.read_timeout_s
         request = range_request(
-            doing, await self._base(bucket), sink, timeout_s, etag=etag, start_byte=start_byte,
+            doing, await self._base(bucket), timeout_s, sink=sink, etag=etag, start_byte=start_byte,
             length_bytes=length_bytes,
         )  # fmt: skip
         await self._wire.send(request)
@@ -99,8 +99,8 @@ class S3Store:
         """Several small objects in one transfer thread; see ``batches``."""
         bases = {bucket: await self._base(bucket) for bucket in buckets}
 
-        def run(send: Send, least_trust_s: float) -> None:
-            work(S3Direct(send, bases, self._endpoint, self._config, self._integrity, fence, least_trust_s))
+        def run(lane: Lane) -> None:
+            work(S3Direct(lane, bases, self._endpoint, self._config, self._integrity, fence))
 
         await self._wire.batch(run, fence)
 

@@ -27,7 +27,8 @@ _THREADS = 8
 _IDLE_THREADS = 2
 _NICENESS = 10
 """Not more: such a thread holds the interpreter's lock now and then, and must get on with it when it does."""
-BUFFER_BYTES = 1024 * 1024
+BUFFER_BYTES = 1024 * 1024 + 16 * 1024
+"""What is moved at once, with the head of an answer before it."""
 _local = threading.local()
 
 

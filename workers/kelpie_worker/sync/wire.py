@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -20,12 +20,12 @@ from kelpie_celery.clock import Clock, SystemClock
 from kelpie_worker.sync.answers import Answer
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.connections import Connections, Grip
-from kelpie_worker.sync.exchange import Exchange, Request
+from kelpie_worker.sync.exchange import Exchange
 from kelpie_worker.sync.fence import Fence
+from kelpie_worker.sync.request import Request
+from kelpie_worker.sync.series import Series
 from kelpie_worker.sync.signing import Presigner, StorageClock
 from kelpie_worker.sync.threads import in_thread
-
-Send = Callable[[Request], Answer]
 
 _TRUST_WANTED_S = 5.0
 _SPARE_THREADS = 16
@@ -77,11 +77,11 @@ class Wire:
             exchange = Exchange(request, self._connections, self._presigner, self._clock)
             return await in_thread(exchange.run, self._threads, exchange.stop)
 
-    async def batch(self, work: Callable[[Send, float], None], fence: Fence | None) -> None:
+    async def batch(self, work: Callable[[Lane], None], fence: Fence | None) -> None:
         """Run ``work`` in a transfer thread, where it may send requests one after the other.
 
         Args:
-            work: Told how to send one, and with how much trust, in seconds, the next may begin.
+            work: Told how.
             fence: Of whatever makes something visible.
 
         Raises:
@@ -92,8 +92,27 @@ class Wire:
             trust_s = await fence.trusted(_TRUST_WANTED_S) if fence else 0.0
             grip = Grip()
             grip.busy(True)
-            send = partial(self._run, grip)
-            await in_thread(partial(work, send, min(_TRUST_WANTED_S, trust_s / 2)), self._threads, grip.stop)
+            lane = Lane(self._connections, self._presigner, self._clock, grip, min(_TRUST_WANTED_S, trust_s / 2))
+            await in_thread(partial(work, lane), self._threads, grip.stop)
 
-    def _run(self, grip: Grip, request: Request) -> Answer:
-        return Exchange(request, self._connections, self._presigner, self._clock, grip).run()
+
+class Lane:
+    """What a batch has of the wire: one transfer thread, which sends one request after the other.
+
+    Attributes:
+        least_trust_s: With less trust, in seconds, no request is to begin.
+    """
+
+    def __init__(
+        self, connections: Connections, presigner: Presigner, clock: StorageClock, grip: Grip, least_trust_s: float
+    ) -> None:
+        self._connections, self._presigner, self._clock, self._grip = connections, presigner, clock, grip
+        self.least_trust_s = least_trust_s
+
+    def send(self, request: Request) -> Answer:
+        """Send one request; see `Exchange.run`."""
+        return Exchange(request, self._connections, self._presigner, self._clock, self._grip).run()
+
+    def bodies(self, wanted: Sequence[tuple[Request, str]]) -> Generator[memoryview, None, None]:
+        """The bodies of the answers to some requests; see `Series`."""
+        return Series(wanted, self._connections, self._presigner, self._clock, self._grip).bodies()
