@@ -8,6 +8,7 @@ Limits: an extent is held in memory as a whole.
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import zstandard
@@ -28,6 +29,7 @@ _PAYS = 0.85
 RAW, ZSTD = "", "zstd"
 _UNKNOWN = -1
 """What zstandard says of a frame that does not tell its content's size."""
+_local = threading.local()
 
 
 class Packed(NamedTuple):
@@ -62,12 +64,20 @@ def pack(data: bytes | memoryview) -> Packed:
 def _seems_to_pay(data: bytes | memoryview) -> bool:
     if len(data) <= 2 * _PROBE_BYTES:
         return True
-    packer = zstandard.ZstdCompressor(level=1)
+    packer = _prober()
     for at in (len(data) // 8, len(data) // 2, len(data) - _PROBE_BYTES):
         probe = data[at : at + _PROBE_BYTES]
         if len(packer.compress(probe)) <= _PAYS * len(probe):
             return True
     return False
+
+
+def _prober() -> zstandard.ZstdCompressor:
+    """This thread's compressor for probes: to make one takes as long as to use it."""
+    packer: zstandard.ZstdCompressor | None = getattr(_local, "prober", None)
+    if packer is None:
+        packer = _local.prober = zstandard.ZstdCompressor(level=1)
+    return packer
 
 
 def unpack(codec: str, data: bytes | memoryview, length: int, expected: str) -> bytes | memoryview:

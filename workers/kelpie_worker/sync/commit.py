@@ -275,13 +275,14 @@ class Committer:
         needed = {segment for line, manifest in manifests for segment in line.needed(manifest)}
         sent_bytes = sum(segment.size_bytes for segment in needed)
         self._meter.expect(self._spool.left_bytes(needed))
+        # While content is on its way, which takes longer.
+        encoded = [(line, *await in_thread(partial(encode, manifest, line.base))) for line, manifest in manifests]
         await self._spool.stored(needed)
         # From here on a manifest names them, which the ledger may accept although its answer never gets here.
         self._spoken_for |= {segment.key for segment in needed}
         patience = Patience(patience_s, "commit_waits")
         stored = []
-        for line, manifest in manifests:
-            whole, data = await in_thread(partial(encode, manifest, line.base))
+        for line, whole, data in encoded:
             put = partial(self._store.put, line.address.bucket, whole.key, BytesBody(data), self._fence)
             await patience.persist(put)
             self._meter.add(len(data))

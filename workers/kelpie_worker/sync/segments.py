@@ -232,7 +232,8 @@ class Spool:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, no secret
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
         self._alive_s = self._loop.time()
-        self._let_go(segment)
+        await in_thread(segment.close)
+        self._forget(segment)
 
     def _sent(self, count: int, farther: bool) -> None:
         # From a transfer thread: a float is set, nothing else. What is only sent again is no sign of life: a storage
@@ -241,10 +242,9 @@ class Spool:
             self._alive_s = self._loop.time()
         self._on_sent(count)
 
-    def _let_go(self, segment: Segment) -> None:
+    def _forget(self, segment: Segment) -> None:
         self._sending.pop(segment, None)
         self._refused.pop(segment, None)
-        segment.close()
         self._news.set()
 
     async def stored(self, segments: Iterable[Segment]) -> None:
@@ -296,7 +296,8 @@ class Spool:
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
         for segment in tasks:
-            self._let_go(segment)
+            self._forget(segment)
+            segment.close()
 
     async def close(self) -> None:
         """Give up everything."""
