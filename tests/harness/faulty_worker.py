@@ -24,8 +24,8 @@ from typing import Any
 
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Granted
-from kelpie_worker.attempt import Attempt
 from kelpie_worker.entrypoint import main
+from kelpie_worker.execution import Execution
 from kelpie_worker.sync import checkpoints, session
 from kelpie_worker.sync.bodies import FileBody
 from kelpie_worker.sync.s3_store import S3Store
@@ -175,7 +175,7 @@ FileBody.chunks = chunks(FileBody.chunks)  # type: ignore[method-assign]
 if "TEST_GIVE_UP_S" in os.environ:
     for module in (session, checkpoints):
         vars(module)["GIVE_UP_S"] = float(os.environ["TEST_GIVE_UP_S"])
-Attempt._on_line = on_line(Attempt._on_line)  # type: ignore[method-assign]
+Execution._on_line = on_line(Execution._on_line)  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

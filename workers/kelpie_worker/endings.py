@@ -15,6 +15,7 @@ from typing import Any
 from kelpie_celery.errors import CommandError, KelpieError, StorageError, StorageSetupError, StorageUnavailable
 from kelpie_celery.ledger.types import Ending
 from kelpie_celery.lifecycle import Outcome, Reason
+from kelpie_celery.running import Stop
 from kelpie_celery.settings import Settings
 from kelpie_worker.command.process import CommandExit
 from kelpie_worker.full_disks import FullDisk, in_words
@@ -154,6 +155,13 @@ def interruption(reason: Reason, message: str, delay_s: float = 0.0, **facts: An
 def canceled(message: str = "canceled") -> Ending:
     """The end that a cancel asked for."""
     return Ending(Outcome.CANCELED, Reason.CANCELED, message)
+
+
+def of_stop(why: Stop) -> Ending:
+    """The ending of an attempt that was told to end."""
+    if why is Stop.CANCEL:
+        return canceled()
+    return interruption(Reason.WORKER_SHUTDOWN, "the worker was told to end")
 
 
 def of_error(error: Exception, delay_s: float) -> Ending:

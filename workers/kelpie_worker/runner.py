@@ -16,7 +16,8 @@ from kelpie_celery.clock import SystemClock
 from kelpie_celery.ledger.types import Ending, Granted
 from kelpie_celery.running import RunningJob
 from kelpie_celery.slots import gpus_by_slot, slot_count, visible_gpus
-from kelpie_worker.attempt import Attempt, Runtime
+from kelpie_worker.attempt import Attempt
+from kelpie_worker.attempt_context import Runtime
 from kelpie_worker.memory import own_group, remove_abandoned_groups
 from kelpie_worker.places import Places
 from kelpie_worker.scratch import Scratch
