@@ -8,7 +8,7 @@ import itertools
 import threading
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -254,12 +254,15 @@ class _Direct:
     def __init__(self, store: MemoryStore, fence: Fence | None, stopped: threading.Event) -> None:
         self._store, self._fence, self._stopped = store, fence, stopped
 
-    def fetch_each(self, bucket: str, wanted: Sequence[StoredObject]) -> Generator[memoryview, None, None]:
+    def fetch_each(
+        self, bucket: str, wanted: Sequence[StoredObject], arrived: Callable[[int], None]
+    ) -> Generator[memoryview, None, None]:
         for one in wanted:
             self._look()
             found = self._store._found("fetch", bucket, one.key)
             if found.etag != one.etag or len(found.data) != one.size_bytes:
                 raise ObjectChanged(f"{one.key} was replaced", bucket=bucket, key=one.key)
+            arrived(len(found.data))
             yield memoryview(found.data)
 
     def put(self, bucket: str, key: str, body: Body) -> StoredObject:

@@ -112,7 +112,7 @@ async def test_a_batch_that_is_cancelled_ends_with_the_object_that_it_is_at(shel
     at_work, go_on, took = threading.Event(), threading.Event(), list[str]()
 
     def work(direct: Direct) -> None:
-        for one, _ in zip(found, direct.fetch_each(shelf.bucket, found), strict=True):
+        for one, _ in zip(found, direct.fetch_each(shelf.bucket, found, lambda _: None), strict=True):
             took.append(one.key)
             if one.key == "p/010":
                 at_work.set()

@@ -137,7 +137,7 @@ async def test_a_cancel_in_the_middle_of_a_batch_closes_its_connection(storage: 
 async def test_a_batch_uses_a_few_connections(storage: FakeStorage, tmp_path: Path) -> None:
     def work(direct: Direct) -> None:
         found = [one.object for one in wanted(storage, tmp_path)[:10]]
-        assert [bytes(body) for body in direct.fetch_each("bucket", found)] == [
+        assert [bytes(body) for body in direct.fetch_each("bucket", found, lambda _: None)] == [
             bytes([number]) * 5000 for number in range(10)
         ]
 

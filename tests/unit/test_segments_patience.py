@@ -78,3 +78,26 @@ async def test_an_error_that_nobody_thought_of_is_said_to_whoever_waits_and_trie
             await spool.stored([segment])
         await spool.stored([segment])
     await spool.close()
+
+
+class _TakesAll:
+    async def put(self, bucket: str, key: str, body: Any, _: Any) -> None:
+        list(body.chunks())
+
+
+async def test_a_segment_that_is_stored_counts_although_its_file_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(cast("ObjectStore", _TakesAll()), HandFence(), tmp_path, lambda _: None)
+    spool.patience_s = 1.0
+    segment = await spool.new("b", "k/")
+    segment.append(b"x" * 1000)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", broken)
+    spool.send(segment)
+    async with asyncio.timeout(10):
+        await spool.stored([segment])
+    await spool.close()

@@ -121,7 +121,7 @@ class Used(Pace):
         return asyncio.get_running_loop().time() * self._share
 
 
-@pytest.mark.parametrize(("share", "numbers"), [(0.9, [1]), (0.3, [1, 2, 4, 8, 10])])
+@pytest.mark.parametrize(("share", "numbers"), [(0.9, [1]), (0.5, [1, 2, 4]), (0.3, [1, 2, 4, 8, 10])])
 async def test_there_are_more_threads_as_long_as_they_leave_the_interpreter_time(
     share: float, numbers: list[int]
 ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
@@ -78,14 +78,24 @@ class Answer:
             end, left = end + count, left - count
         yield view[start:end]
 
-    def whole(self) -> memoryview:
-        """All of a body whose length is told, and that fits into this thread's buffer; raises as `pieces`."""
+    def whole(self, arrived: Callable[[int], None]) -> memoryview:
+        """All of a body whose length is told, and that fits into this thread's buffer.
+
+        Args:
+            arrived: Called with the number of bytes as they arrive.
+
+        Raises:
+            OSError: The connection broke.
+            HTTPException: Likewise.
+        """
         view, (start, at) = buffer(), self._begun
         end = start + (self.length or 0)
+        arrived(at - start)
         while at < end:
             count = self._receive(view[at:end])
             if not count:
                 raise IncompleteRead(b"", end - at)
+            arrived(count)
             at += count
         return view[start:end]
 

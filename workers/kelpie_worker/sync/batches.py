@@ -38,12 +38,15 @@ class Direct(Protocol):
     trust left.
     """
 
-    def fetch_each(self, bucket: str, wanted: Sequence[StoredObject]) -> Generator[memoryview, None, None]:
+    def fetch_each(
+        self, bucket: str, wanted: Sequence[StoredObject], arrived: Callable[[int], None]
+    ) -> Generator[memoryview, None, None]:
         """Whole objects, in order, each valid until the next one is asked for; close it to end early.
 
         Args:
             bucket: The bucket.
-            wanted: The objects as they were listed; none is empty, nor larger than `SMALL_BYTES`.
+            wanted: The objects as they were listed, with their ETags; none is empty, nor larger than `SMALL_BYTES`.
+            arrived: Called with the number of bytes as they arrive.
 
         Raises:
             NotPlain: This storage's answers do not fit.
@@ -55,7 +58,7 @@ class Direct(Protocol):
 
 
 class NotPlain(StorageUnavailable):
-    """What the storage answers is for ``ObjectStore.fetch``, which takes all kinds: no other batch will do better."""
+    """What the storage answers is for ``ObjectStore.fetch``, which takes all kinds; a batch hardly does better."""
 
 
 Work = Callable[[Direct], None]

@@ -6,7 +6,7 @@ confirm one, this counts as failed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from kelpie_worker.sync.config import StorageConfig
 from kelpie_worker.sync.fence import Fence
@@ -47,7 +47,9 @@ class S3Direct:
         self._lane, self._bases, self._endpoint, self._config = lane, bases, endpoint, config
         self._integrity, self._fence = integrity, fence
 
-    def fetch_each(self, bucket: str, wanted: Sequence[StoredObject]) -> Generator[memoryview, None, None]:
+    def fetch_each(
+        self, bucket: str, wanted: Sequence[StoredObject], arrived: Callable[[int], None]
+    ) -> Generator[memoryview, None, None]:
         """Whole objects, in order."""
         base_url, timeout_s = self._bases[bucket], self._config.read_timeout_s
         requests = []
@@ -57,7 +59,7 @@ class S3Direct:
                 doing, base_url, timeout_s, etag=one.etag, start_byte=0, length_bytes=one.size_bytes
             )
             requests.append((request, one.etag))
-        return self._lane.bodies(requests)
+        return self._lane.bodies(requests, arrived)
 
     def put(self, bucket: str, key: str, body: Body) -> StoredObject:
         """Store an object in one request, with a digest that the storage verifies."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import cast
 
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable
-from kelpie_worker.sync.batches import TINY_AT_ONCE, TINY_BYTES, Batching, Direct, Done, NotPlain, divided, in_batches
+from kelpie_worker.sync.batches import Batching, Direct, Done, NotPlain, divided, in_batches
 from kelpie_worker.sync.errors import DiskFull, disk_errors
 from kelpie_worker.sync.landing import Landing, Writer, into_place, land, remove
 from kelpie_worker.sync.object_store import ObjectChanged, ObjectStore, StoredObject
@@ -44,6 +44,8 @@ _RANGES_OF_ONE = 4
 _UNPACK_BYTES = 4 * 1024 * 1024
 _CHANGES = 3
 _CORRUPT = 5
+_ODD = 3
+"""So many answers that do not fit a batch, and there are none any more."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -68,8 +70,8 @@ class Downloader:
 
     def __init__(self, store: ObjectStore, patience: Patience, on_bytes: Callable[[int], None]) -> None:
         self._store, self._patience, self._on_bytes = store, patience, on_bytes
-        self._free, self._free_of_tiny = asyncio.Semaphore(STREAMS), asyncio.Semaphore(STREAMS // TINY_AT_ONCE)
-        self._together = True
+        self._free = asyncio.Semaphore(STREAMS)
+        self._together, self._odd = True, 0
         self._temporary, self._names = f"{TEMPORARY}{secrets.token_hex(8)}-", itertools.count()
 
     async def download_all(
@@ -108,25 +110,25 @@ class Downloader:
                 try:
                     self._fetch_each(direct, batch, check, done)
                 except NotPlain:
-                    self._together = False
+                    self._odd += 1
+                    self._together = self._together and self._odd < _ODD
                     raise
 
         self._patience.begin()
-        tiny = all(one.object.size_bytes <= TINY_BYTES for one in batch)
-        async with self._free_of_tiny if tiny else contextlib.nullcontext(), self._free:
+        async with self._free:
             await cast("Batching", self._store).batch({one.bucket for one in batch}, work, None)
 
     def _fetch_each(self, direct: Direct, batch: Sequence[Wanted], check: Callable[[Wanted], None], done: Done) -> None:
         for bucket, group in itertools.groupby(batch, key=lambda one: one.bucket):
             wanted = list(group)
-            with contextlib.closing(direct.fetch_each(bucket, [one.object for one in wanted])) as bodies:
+            objects = [one.object for one in wanted]
+            with contextlib.closing(direct.fetch_each(bucket, objects, self._arrived)) as bodies:
                 for one, body in zip(wanted, bodies, strict=True):
                     check(one)
                     self._land(one, body)
                     done.count += 1
 
     def _land(self, wanted: Wanted, body: memoryview) -> None:
-        self._arrived(len(body))
         expected = _expected(wanted.object)
         if expected and hashlib.md5(body, usedforsecurity=False).hexdigest() != expected:
             raise StorageUnavailable("it is not what its ETag says", bucket=wanted.bucket, key=wanted.object.key)
@@ -269,8 +271,8 @@ def _expected(found: StoredObject) -> str:
 
 
 def _size_of_small(wanted: Wanted) -> int | None:
-    """The size of an object that may come in a batch: not what is to be unpacked, nor what has no byte to wait for."""
-    return wanted.object.size_bytes or None if not wanted.unpack else None
+    """The size of an object that may come in a batch: neither packed, nor empty, nor listed without an ETag."""
+    return wanted.object.size_bytes or None if not wanted.unpack and wanted.object.etag else None
 
 
 class _Replaced(Exception):

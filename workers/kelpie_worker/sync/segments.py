@@ -98,13 +98,20 @@ class Segment:
         return at
 
     def close(self) -> None:
-        """Let go of memory or file; safe to call more than once."""
+        """Let go of memory or file; safe to call more than once.
+
+        A file that cannot be deleted stays until its folder goes: what it held is on the storage, or in vain.
+        """
         self._memory = None
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        fd, self._fd = self._fd, -1
+        try:
+            if fd >= 0:
+                os.close(fd)
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:
+            extra = {"action": "segment_stays", "path": str(self._path), "error": str(error)}
+            log.warning("a file of our own cannot be deleted", extra=extra)
 
     # -- as a body; see ``object_store.Body`` -----------------------------------------------------------------------
 

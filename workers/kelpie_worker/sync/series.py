@@ -11,17 +11,18 @@ behind it. Nothing is tried twice; why a series ended is found out by whoever as
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from http import HTTPStatus
 from http.client import HTTPException
 
 from kelpie_celery.errors import StorageError
 from kelpie_worker.sync.answers import Answer, read_head
 from kelpie_worker.sync.batches import TINY_AT_ONCE, TINY_BYTES, NotPlain
-from kelpie_worker.sync.connections import Connection, Connections, Grip, ProxyRefused, Stopped, route
+from kelpie_worker.sync.connections import Connection, Connections, Grip, ProxyRefused, Route, Stopped, route
 from kelpie_worker.sync.request import Request, head_of
 from kelpie_worker.sync.s3_errors import from_answer, from_exception
 from kelpie_worker.sync.signing import Presigner, StorageClock
@@ -38,16 +39,17 @@ class Series:
         connections: Where to get a connection from.
         presigner: Signs them.
         clock: Learns the storage's time.
-        grip: Of the thread.
+        grip: Of the thread, which is busy.
+        arrived: Called with the number of bytes of a body as they arrive.
     """
 
     def __init__(
         self, wanted: Sequence[tuple[Request, str]], connections: Connections, presigner: Presigner,
-        clock: StorageClock, grip: Grip,
+        clock: StorageClock, grip: Grip, arrived: Callable[[int], None],
     ) -> None:  # fmt: skip
-        self._wanted, self._connections, self._clock, self._grip = wanted, connections, clock, grip
-        way, now = route(wanted[0][0].base_url), clock.now()
-        self._heads = [head_of(request, way, presigner, {}, valid_s=UNFENCED_S, now=now) for request, _ in wanted]
+        self._wanted, self._connections, self._presigner = wanted, connections, presigner
+        self._clock, self._grip, self._arrived = clock, grip, arrived
+        self._heads: list[bytes] = []
         tiny = all(request.length_bytes <= TINY_BYTES for request, _ in wanted)
         self._lanes = min(TINY_AT_ONCE, len(wanted)) if tiny else 1
         self._open: dict[int, Connection] = {}
@@ -71,6 +73,8 @@ class Series:
                     body = self._body(number, request, etag)
                 except ProxyRefused as error:
                     failure = request.doing.setup(str(error))
+                except BlockingIOError:  # so Python calls it when the kernel has waited long enough
+                    failure = from_exception(request.doing, TimeoutError())
                 except (OSError, HTTPException) as error:
                     failure = from_exception(request.doing, error)
                 else:
@@ -84,28 +88,46 @@ class Series:
     def _body(self, number: int, request: Request, etag: str) -> memoryview:
         """One body, behind which the next requests are on their way."""
         self._ask(number + self._lanes)
-        connection = self._open[number % self._lanes]
+        lane = number % self._lanes
+        connection = self._open[lane]
         self._grip.hold(connection.sock)
         answer = read_head(connection.sock, request.method)
         _check(answer, request, etag)
-        body = answer.whole()
+        body = answer.whole(self._arrived)
         self._answered += 1
         if not number:
             self._clock.learn(answer.headers.get("date"))
         if not answer.reusable:
-            self._open.pop(number % self._lanes).close()
-        self._ask(number + 1 + self._lanes)
+            self._grip.hold(None)
+            self._open.pop(lane).close()
+        # What goes wrong with another request is met when its turn comes.
+        with contextlib.suppress(OSError, ProxyRefused, StorageError):
+            self._ask(number + 1 + self._lanes)
         return body
 
     def _ask(self, end: int) -> None:
         """Send what was not sent yet of the requests up to this one."""
-        for number in range(self._asked, min(end, len(self._heads))):
-            lane, request = number % self._lanes, self._wanted[number][0]
+        way = route(self._wanted[0][0].base_url)
+        if not self._heads:
+            now = self._clock.now()
+            self._heads = [
+                head_of(request, way, self._presigner, {}, valid_s=UNFENCED_S, now=now) for request, _ in self._wanted
+            ]
+        for number in range(self._asked, min(end, len(self._wanted))):
+            lane = number % self._lanes
             if lane not in self._open:
-                self._open[lane] = self._connections.take(route(request.base_url), self._grip)
-                _limit(self._open[lane].sock, request.timeout_s)
+                self._open[lane] = self._connect(way, self._wanted[number][0].timeout_s)
             self._asked += 1
             self._open[lane].sock.sendall(self._heads[number])
+
+    def _connect(self, way: Route, limit_s: float) -> Connection:
+        # Meanwhile nothing of the caller's is in use: who cancels need not wait for a look-up of a name.
+        self._grip.busy(False)
+        connection = self._connections.take(way, self._grip)
+        self._grip.busy(True)
+        connection.limit_silence(0)
+        _limit(connection.sock, limit_s)
+        return connection
 
     def _let_go(self) -> None:
         owed = {number % self._lanes for number in range(self._answered, self._asked)}
@@ -125,10 +147,10 @@ def _check(answer: Answer, request: Request, etag: str) -> None:
     """See that it is the answer to this request: another one's is on its way where a storage is out of step."""
     if answer.status not in _BODY:
         raise from_answer(request.doing, answer.status, "", "")
-    if answer.length is None or not answer.etag:
-        raise NotPlain(f"{request.doing}: the storage told no length, or no ETag", bucket=request.doing.bucket)
-    if answer.length != request.length_bytes or answer.etag != etag:
-        raise request.doing.unavailable("the storage offers another object than was asked for")
+    if answer.length is None or answer.etag.removeprefix('W/"') != etag:
+        raise NotPlain(f"{request.doing}: the storage told another ETag, or no length", bucket=request.doing.bucket)
+    if answer.length != request.length_bytes:
+        raise request.doing.unavailable(f"the storage offered {answer.length} of {request.length_bytes} bytes")
 
 
 def _limit(sock: socket.socket, limit_s: float) -> None:

@@ -3,7 +3,8 @@
 A blocking socket costs about a third of the CPU of one that an event loop drives, and lets other threads run while it
 waits. What a request is, and how it is kept inside the trust window, is in ``exchange``.
 
-Limits: as many requests at once as the configuration says; whoever comes later waits.
+Limits: as many calls at once as the configuration says, of which a batch of tiny objects has a few requests under way;
+whoever comes later waits.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class Lane:
         """Send one request; see `Exchange.run`."""
         return Exchange(request, self._connections, self._presigner, self._clock, self._grip).run()
 
-    def bodies(self, wanted: Sequence[tuple[Request, str]]) -> Generator[memoryview, None, None]:
+    def bodies(
+        self, wanted: Sequence[tuple[Request, str]], arrived: Callable[[int], None]
+    ) -> Generator[memoryview, None, None]:
         """The bodies of the answers to some requests; see `Series`."""
-        return Series(wanted, self._connections, self._presigner, self._clock, self._grip).bodies()
+        return Series(wanted, self._connections, self._presigner, self._clock, self._grip, arrived).bodies()
