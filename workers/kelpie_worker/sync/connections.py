@@ -129,6 +129,7 @@ class Connection:
         sock: Its socket.
         route: Where it leads to.
         reused: Whether it has served a request before.
+        limit_s: How long Python waits for it, seconds; None where somebody else does.
         user_timeout_ms: The TCP_USER_TIMEOUT that it has; 0 for the system's own.
         idle_since_s: Since when it waits for the next request.
     """
@@ -136,12 +137,33 @@ class Connection:
     sock: socket.socket
     route: Route
     reused: bool = False
+    limit_s: float | None = None
     user_timeout_ms: int = 0
     idle_since_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._poll = select.poll()
         self._poll.register(self.sock, select.POLLIN)
+
+    def limit(self, limit_s: float) -> None:
+        """Let Python wait so long for the next bytes in either direction; each change is a system call."""
+        if limit_s != self.limit_s:
+            self.sock.settimeout(limit_s)
+            self.limit_s = limit_s
+
+    def limit_in_the_kernel(self, limit_s: float) -> None:
+        """The same, but it is the kernel that waits: Python asks it before each step whether there is any need to.
+
+        Not so with TLS, where Python goes on waiting when the kernel has given up. The error is BlockingIOError.
+        """
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.limit(limit_s)
+            return
+        self.sock.settimeout(None)
+        self.limit_s = None
+        limit = struct.pack("@ll", int(limit_s), int(limit_s % 1 * 1_000_000))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def limit_silence(self, limit_ms: int) -> None:
         """Let the kernel give up what is not acknowledged for so long; 0 puts the system's own limit back."""

@@ -178,21 +178,21 @@ class Exchange:
     def _refusal(self, connection: Connection) -> bytes:
         """What the storage says instead of consenting to a body; nothing when it consents, or does not say anything."""
         sock, said = connection.sock, b""
-        sock.settimeout(min(_CONSENT_S, self._request.timeout_s))
+        connection.limit(min(_CONSENT_S, self._request.timeout_s))
         with contextlib.suppress(TimeoutError):
             while b"\r\n\r\n" not in said:
                 more = sock.recv(4096)
                 if not more:
                     raise ConnectionResetError("the storage closed the connection")
                 said += more
-        sock.settimeout(self._request.timeout_s)
+        connection.limit(self._request.timeout_s)
         # Behind its consent it may have thought better of it.
         return said.partition(b"\r\n\r\n")[2] if said[8:12] == b" 100" else said
 
     def _raise_refusal(self, connection: Connection) -> None:
         """Raise what the storage said before it broke the connection, if that can still be read."""
         with contextlib.suppress(OSError, HTTPException):
-            connection.sock.settimeout(_EARLY_S)
+            connection.limit(_EARLY_S)
             self._answer(connection)
 
     # -- receiving ------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Where the network is slow they wait for it most of the time, and many pay. Where it is not, one or two have all of the
 interpreter that there is; more of them only hand its lock to and fro, which doubles what a file costs (2,000 files of
 64 KiB to a storage on loopback: 0.44 s of CPU with one thread, 1.1 s with sixteen). So one begins, and their number
-doubles as long as those that are there leave time: a few that leave a third of a core, more only where they leave two.
+doubles as long as those that are there leave time: up to four where they leave 40 % of a core, beyond that where they
+leave two thirds.
 
 Limits: Linux; elsewhere a thread's clock cannot be read by another, and all begin at once. What threads do without the
 interpreter's lock (digests, TLS) counts as well: on a line of several Gbit/s, files near 1 MiB are moved by fewer of
@@ -21,7 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from kelpie_worker.sync.threads import as_one
 
 LOOK_S = 0.025
-ENOUGH, ENOUGH_FOR_MORE = 0.7, 0.35
+ENOUGH, ENOUGH_FOR_MORE = 0.6, 0.35
 """Of a core, used by the threads of one transfer; the second when there are `FEW` of them already."""
 FEW = 4
 

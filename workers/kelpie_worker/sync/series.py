@@ -12,9 +12,6 @@ behind it. Nothing is tried twice; why a series ended is found out by whoever as
 from __future__ import annotations
 
 import contextlib
-import socket
-import ssl
-import struct
 from collections.abc import Callable, Generator, Sequence
 from http import HTTPStatus
 from http.client import HTTPException
@@ -126,7 +123,7 @@ class Series:
         connection = self._connections.take(way, self._grip)
         self._grip.busy(True)
         connection.limit_silence(0)
-        _limit(connection.sock, limit_s)
+        connection.limit_in_the_kernel(limit_s)
         return connection
 
     def _let_go(self) -> None:
@@ -151,18 +148,3 @@ def _check(answer: Answer, request: Request, etag: str) -> None:
         raise NotPlain(f"{request.doing}: the storage told another ETag, or no length", bucket=request.doing.bucket)
     if answer.length != request.length_bytes:
         raise request.doing.unavailable(f"the storage offered {answer.length} of {request.length_bytes} bytes")
-
-
-def _limit(sock: socket.socket, limit_s: float) -> None:
-    """Let each wait for the storage take so long.
-
-    The kernel can tell that by itself; Python would ask it before each step whether there is one to wait for. Not so
-    with TLS, where Python goes on waiting when the kernel has given up.
-    """
-    if isinstance(sock, ssl.SSLSocket):
-        sock.settimeout(limit_s)
-        return
-    sock.settimeout(None)
-    limit = struct.pack("@ll", int(limit_s), int(limit_s % 1 * 1_000_000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -23,6 +23,8 @@ _ANSWER_S = 1.0
 """How long an answer may come after the trust, seconds, where the storage has everything."""
 _TLS_BYTES = 64 * 1024
 """How much goes to TLS at once: its time-out is for all of what it is given."""
+_SCARCE_S = 5.0
+"""With less trust than that, seconds, every moment of it counts."""
 _HEAD_BYTES = 8192
 _LOOK_MS, _LONGEST_LOOK_MS = 1, 50
 
@@ -43,14 +45,8 @@ class Sending:
 
     def __init__(self, connection: Connection, fence: Fence | None, timeout_s: float, clock: Clock) -> None:
         self._connection, self._fence, self._timeout_s, self._clock = connection, fence, timeout_s, clock
-        self._limit_s = -1.0
-        self._limit(timeout_s)
-
-    def _limit(self, limit_s: float) -> None:
-        """Let the next step take so long."""
-        if limit_s != self._limit_s:  # each change is a system call
-            self._connection.sock.settimeout(limit_s)
-            self._limit_s = limit_s
+        if fence is None:
+            connection.limit(timeout_s)  # else it follows the trust
 
     def trust_s(self) -> float:
         """How long the request may stay valid; asked last, since a connection may have been slow to come about.
@@ -64,14 +60,14 @@ class Sending:
         left_s = self._fence.remaining_s()
         if left_s < _LEAST_S:
             raise Muted
-        self._connection.limit_silence(int(left_s * 1000))
+        self._connection.limit_silence(int(_rounded(left_s) * 1000))
         return left_s
 
     def _wait_s(self) -> float:
         """How long the next step may take; the kernel is told the same of the trust."""
         if self._fence is None:
             return self._timeout_s
-        left_s = self._fence.remaining_s()
+        left_s = _rounded(self._fence.remaining_s())
         if left_s <= 0:
             raise Muted
         self._connection.limit_silence(max(1, int(left_s * 1000)))
@@ -88,16 +84,16 @@ class Sending:
         step = _TLS_BYTES if self._connection.route.tls else max(1, len(view))
         since_s = self._clock.boottime()
         while done < len(view):
-            self._limit(self._wait_s())
+            limit_s = self._wait_s()
+            self._connection.limit(limit_s)
             try:
-                done += self._send(view[done : done + step])
+                done += self._send(view[done : done + step], limit_s)
                 since_s = self._clock.boottime()
             except TimeoutError:
                 if self._clock.boottime() - since_s >= self._timeout_s:
                     raise
-        self._limit(self._timeout_s)
 
-    def _send(self, piece: memoryview) -> int:
+    def _send(self, piece: memoryview, limit_s: float) -> int:
         """One step; how much the kernel took.
 
         What is fenced is written as soon as the fence was asked, and waits for room elsewhere: a process that was
@@ -114,7 +110,7 @@ class Sending:
             except BlockingIOError:
                 room = select.poll()
                 room.register(sock, select.POLLOUT)
-                if not room.poll(int(self._limit_s * 1000) + 1):
+                if not room.poll(int(limit_s * 1000) + 1):
                     raise TimeoutError from None
 
     def drain(self) -> None:
@@ -146,18 +142,23 @@ class Sending:
             Muted: The trust was over before they came.
             TimeoutError: They did not come in time.
         """
-        sock, end_s = self._connection.sock, self._clock.boottime() + self._timeout_s
-        while True:
+        sock, wait_s = self._connection.sock, self._timeout_s
+        end_s = self._clock.boottime() + wait_s
+        while wait_s > 0:
             left_s = self._fence.remaining_s() if self._fence else UNFENCED_S
             if self._connection.unacknowledged_bytes == 0:
                 left_s += _ANSWER_S  # nothing can arrive late any more
             if left_s <= 0:
                 raise Muted
-            wait_s = min(left_s, end_s - self._clock.boottime())
-            if wait_s <= 0:
-                raise TimeoutError
-            self._limit(wait_s)
+            self._connection.limit(min(_rounded(left_s), wait_s))
             with contextlib.suppress(TimeoutError):
                 said = sock.recv(_HEAD_BYTES)
-                self._limit(self._timeout_s)
+                self._connection.limit(self._timeout_s)
                 return said
+            wait_s = end_s - self._clock.boottime()
+        raise TimeoutError
+
+
+def _rounded(left_s: float) -> float:
+    """Trust as the kernel is told of it: less than there is, and the same for a second, since it costs system calls."""
+    return left_s if left_s < _SCARCE_S else float(int(left_s))
