@@ -21,7 +21,7 @@ from kelpie_celery.errors import StorageError, StorageSetupError, StorageUnavail
 from kelpie_worker.sync import series
 from kelpie_worker.sync.batches import TINY_AT_ONCE, NotPlain
 from kelpie_worker.sync.config import StorageConfig
-from kelpie_worker.sync.connections import Connections, Grip, Stopped, route
+from kelpie_worker.sync.connections import Connection, Connections, Grip, Route, Stopped, route
 from kelpie_worker.sync.direct import range_request
 from kelpie_worker.sync.download import Downloader, Wanted
 from kelpie_worker.sync.object_store import StoredObject
@@ -338,6 +338,23 @@ def test_a_call_that_is_cancelled_hears_of_nothing_more_even_if_it_has_arrived(s
     assert client.grip.stop()  # the body is in use
     with pytest.raises(Stopped):
         next(bodies)
+
+
+def test_a_connection_that_comes_about_as_the_call_is_cancelled_is_closed(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, made = Client(storage.url), list[Connection]()
+    take = client.connections.take
+
+    def slow(way: Route, grip: Grip) -> Connection:
+        made.append(take(way, grip))
+        grip.stop()
+        return made[-1]
+
+    monkeypatch.setattr(client.connections, "take", slow)
+    with pytest.raises(Stopped):
+        next(client.bodies())
+    assert [connection.sock.fileno() for connection in made] == [-1]
 
 
 # -- as a restore uses it ----------------------------------------------------------------------------------------------

@@ -113,18 +113,17 @@ class Series:
         for number in range(self._asked, min(end, len(self._wanted))):
             lane = number % self._lanes
             if lane not in self._open:
-                self._open[lane] = self._connect(way, self._wanted[number][0].timeout_s)
+                self._connect(lane, way, self._wanted[number][0].timeout_s)
             self._asked += 1
             self._open[lane].sock.sendall(self._heads[number])
 
-    def _connect(self, way: Route, limit_s: float) -> Connection:
+    def _connect(self, lane: int, way: Route, limit_s: float) -> None:
         # Meanwhile nothing of the caller's is in use: who cancels need not wait for a look-up of a name.
         self._grip.busy(False)
-        connection = self._connections.take(way, self._grip)
+        connection = self._open[lane] = self._connections.take(way, self._grip)
         self._grip.busy(True)
         connection.limit_silence(0)
         connection.limit_in_the_kernel(limit_s)
-        return connection
 
     def _let_go(self) -> None:
         owed = {number % self._lanes for number in range(self._answered, self._asked)}
