@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ FAST = Timings(
 # own whose parent is gone.
 PROGRAM = """
 import json, os, signal, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 
 left = Path("left-behind")
@@ -51,6 +53,7 @@ signal.pause()
 # A simulator in a process of its own, which is then killed.
 PARENT = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from kelpie_celery.local.salad.behaviour import Behaviour
 from kelpie_celery.local.salad.sim import SaladSim
@@ -140,21 +143,24 @@ def test_a_container_has_the_platforms_environment_its_own_directory_and_its_own
     assert told[first.id]["cwd"] != told[second.id]["cwd"]
 
 
-def test_an_interrupted_node_takes_all_its_processes_along_and_another_one_comes(started: Started) -> None:
-    lost = started.up()[0]
-    pids = processes(lost)
-    started.sim.interrupt(lost.id)
-    # Silent at first: frozen, not dead, so that its connections stay open.
-    eventually(
-        "all processes stand still",
-        lambda: {psutil.Process(pid).status() for pid in pids} == {psutil.STATUS_STOPPED},
-        IN_TIME_S,
-    )
-    eventually("they are killed", lambda: are_gone(pids), IN_TIME_S)
-    new = started.again()[0]
-    assert new.machine_id != lost.machine_id
-    assert new.id != lost.id
-    assert started.sim.group(NAME).interruptions == started.sim.interruptions == 1
+def test_an_interrupted_node_takes_all_its_processes_along_and_another_one_comes(tmp_path: Path) -> None:
+    # Silent for 5 s, so that a busy machine does not miss it.
+    started = Started(tmp_path, timings=replace(FAST, silence=fixed(50)))
+    with started.sim:
+        lost = started.up()[0]
+        pids = processes(lost)
+        started.sim.interrupt(lost.id)
+        # Silent at first: frozen, not dead, so that its connections stay open.
+        eventually(
+            "all processes stand still",
+            lambda: {psutil.Process(pid).status() for pid in pids} == {psutil.STATUS_STOPPED},
+            IN_TIME_S,
+        )
+        eventually("they are killed", lambda: are_gone(pids), IN_TIME_S)
+        new = started.again()[0]
+        assert new.machine_id != lost.machine_id
+        assert new.id != lost.id
+        assert started.sim.group(NAME).interruptions == started.sim.interruptions == 1
 
 
 def test_what_ends_by_itself_is_started_again_on_its_node_with_nothing_of_what_it_left(started: Started) -> None:
