@@ -23,7 +23,7 @@ class StorageConfig:
         connect_timeout_s: For a connection.
         read_timeout_s: For the next byte in either direction.
         complete_timeout_s: For the answer to the end of an upload in parts, which may copy everything.
-        requests: Requests that may be under way at once.
+        requests: Calls that may be under way at once, each a request, or a batch of small files.
         page_keys: Keys that are asked for in one LIST; the storage may give fewer.
     """
 

@@ -152,9 +152,10 @@ class Connection:
             self.limit_s = limit_s
 
     def limit_in_the_kernel(self, limit_s: float) -> None:
-        """The same, but it is the kernel that waits: Python asks it before each step whether there is any need to.
+        """The same, but it is the kernel that waits, which spares Python a system call before each step.
 
-        Not so with TLS, where Python goes on waiting when the kernel has given up. The error is BlockingIOError.
+        When that was too long the error is BlockingIOError. With TLS it is as with `limit`: there Python would go on
+        waiting when the kernel has given up.
         """
         if isinstance(self.sock, ssl.SSLSocket):
             self.limit(limit_s)
