@@ -24,7 +24,7 @@ from kelpie_worker.state_file import JobState, StateFile
 from kelpie_worker.stopping import StopWatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # the environment holds secrets
 class Runtime:
     """What all attempts of a worker process share."""
 
@@ -38,7 +38,7 @@ class Runtime:
     """Called in the attempt's loop when what it does has changed; must not wait."""
 
 
-@dataclass
+@dataclass(repr=False)  # a definition may hold secrets
 class AttemptContext:
     """One attempt.
 
