@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from kelpie_celery.clock import Clock
+from kelpie_celery.clock import Clock, SystemClock
 from kelpie_celery.local import binaries
 from kelpie_celery.local.errors import LocalStackError
 from kelpie_celery.local.machine import Machine, made
@@ -101,11 +103,16 @@ class Containers:
         return process.log if process is not None else None
 
     def kill_all(self) -> None:
-        """SIGKILL to everything."""
-        for instance_id in list(self._running):
+        """SIGKILL to everything, and wait until nothing is left.
+
+        Raises:
+            LocalStackError: Something is still there; the rest is gone.
+        """
+        for instance_id in self._running:
             self._freeze(instance_id)
-        for instance_id in list(self._running):
-            self._kill(instance_id)
+        with contextlib.ExitStack() as each:  # goes on after a failure
+            for instance_id in self._running:
+                each.callback(self._kill, instance_id)
 
     def _launch(self, launch: Launch) -> None:
         place = self._place(launch.machine_id, launch.place)
@@ -148,10 +155,14 @@ class Containers:
         process = self._running.get(instance_id)
         if process is None:
             return
-        _signal(self._freeze(instance_id), signal.SIGKILL)
+        killed = self._freeze(instance_id)
+        _signal(killed, signal.SIGKILL)
         if process.running:
             process.kill()
         process.wait(REAP_S)
+        # Until then it may hold files and connections, and write to a place that is erased.
+        if left := _after(REAP_S, killed):
+            raise LocalStackError(f"{process.name}: killed {REAP_S:g} s ago and still there: pid {_listed(left)}")
         del self._running[instance_id]
 
 
@@ -210,6 +221,32 @@ def _signal(pids: set[int], signum: int) -> None:
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, signum)
+
+
+def _after(timeout_s: float, pids: set[int]) -> set[int]:
+    """Those that have not ended after so long; returns as soon as all have. Elsewhere than on Linux: none."""
+    if sys.platform != "linux":
+        return set()
+    left: dict[int, int] = {}
+    with contextlib.ExitStack() as opened:
+        poll = select.poll()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                ending = os.pidfd_open(pid)
+                opened.callback(os.close, ending)
+                poll.register(ending, select.POLLIN)
+                left[ending] = pid
+        clock = SystemClock()
+        until = clock.boottime() + timeout_s
+        while left and (remaining := until - clock.boottime()) > 0:
+            for ending, _ in poll.poll(remaining * 1000):
+                poll.unregister(ending)
+                del left[ending]
+    return set(left.values())
+
+
+def _listed(pids: set[int]) -> str:
+    return ", ".join(map(str, sorted(pids)))
 
 
 def _places(own: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ Limits: one organization with one project. What the real platform does and nobod
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -130,17 +131,18 @@ class SaladSim:
         """Kill every container and stop serving; harmless when done twice.
 
         Raises:
-            LocalStackError: The simulator failed while it ran; everything is stopped nevertheless.
+            LocalStackError: The simulator failed while it ran, or something is left; the rest is stopped nevertheless.
         """
         self._stopping.set()
         self._wake.set()
         if self._driver is not None:
             self._driver.join()
-        self._containers.kill_all()
-        if self._server is not None:
-            self._server.stop()
-        self._recording.close()
-        self.check()
+        with contextlib.ExitStack() as rest:  # from the last to the first; goes on after a failure
+            rest.callback(self.check)
+            rest.callback(self._recording.close)
+            if self._server is not None:
+                rest.callback(self._server.stop)
+            rest.callback(self._containers.kill_all)
 
     def __enter__(self) -> Self:
         self.start()
