@@ -100,29 +100,29 @@ class Started:
 
 
 def processes(instance: InstanceView) -> set[int]:
-    """Its processes, without the one that only starts another; none before its program has told of itself."""
+    """Its processes, without those that only start another."""
     if instance.pid is None:
         return set()
-    return {pid for pid in members(instance.pid, instance.id) if _is_python(pid)}
+    return {pid for pid in members(instance.pid, instance.id) if _is_up(pid)}
 
 
-def _is_python(pid: int) -> bool:
+def _is_up(pid: int) -> bool:
+    # Each leads a session; what starts the second does not, nor does the second before it has come so far.
     try:
-        command = psutil.Process(pid).cmdline()
-    except psutil.Error:
+        return os.getsid(pid) == pid and "leash.py" not in " ".join(psutil.Process(pid).cmdline())
+    except (OSError, psutil.Error):
         return False
-    return "leash.py" not in " ".join(command)
 
 
 def are_gone(pids: set[int]) -> bool:
-    return not any(map(_lives, pids))
+    return set(map(_status, pids)) <= {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 
 
-def _lives(pid: int) -> bool:
+def _status(pid: int) -> str:
     try:
-        return psutil.Process(pid).status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+        return psutil.Process(pid).status()
     except psutil.NoSuchProcess:
-        return False
+        return psutil.STATUS_DEAD
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_an_interrupted_node_takes_all_its_processes_along_and_another_one_comes
         # Silent at first: frozen, not dead, so that its connections stay open.
         eventually(
             "all processes stand still",
-            lambda: {psutil.Process(pid).status() for pid in pids} == {psutil.STATUS_STOPPED},
+            lambda: set(map(_status, pids)) == {psutil.STATUS_STOPPED},
             IN_TIME_S,
         )
         eventually("they are killed", lambda: are_gone(pids), IN_TIME_S)
