@@ -41,6 +41,7 @@ class Chaos:
         self._left = list(strikes)
         self._stack, self._clock = stack, clock
         self._last = clock.boottime()
+        self._signalled: set[int] = set()
         self.made: list[Struck] = []
 
     def act(self, records: Mapping[str, JobRecord]) -> Struck | None:
@@ -66,6 +67,7 @@ class Chaos:
         return next((n for n, m in self._stack.machines.items() if m.machine_id == machine and n in running), None)
 
     def _strike(self, strike: Strike, record: JobRecord, victim: str, worker: int) -> Struck:
+        self._signalled.add(worker)
         self._stack.kill_worker(worker, strike.signum)
         # The platform puts another machine in its place, without asking what became of the first.
         number = max(self._stack.machines) + 1
@@ -88,10 +90,9 @@ class Chaos:
         Raises:
             LocalStackError: One did; the message holds the end of its log.
         """
-        hit = {struck.machine for struck in self.made}
-        for number, machine in self._stack.machines.items():
+        for number in self._stack.machines:
             process = self._stack.worker(number)
-            if machine.machine_id not in hit and not process.running:
+            if number not in self._signalled and not process.running:
                 log = "\n  ".join(process.tail(15))
                 raise LocalStackError(f"{process.name} ended by itself ({process.ending}):\n  {log}")
 

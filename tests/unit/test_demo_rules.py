@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import signal
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -12,7 +14,7 @@ from rich.console import Console
 from kelpie_celery.clock import ManualClock
 from kelpie_celery.definition import parse_definition
 from kelpie_celery.demo import plan, verify
-from kelpie_celery.demo.chaos import Struck, by_signal, choose, missed, ripe
+from kelpie_celery.demo.chaos import LEAST_GAP_S, Chaos, Struck, by_signal, choose, missed, ripe
 from kelpie_celery.demo.cloud import Ended, over, told
 from kelpie_celery.demo.cloud import line as line_of_cloud
 from kelpie_celery.demo.plan import Sizes, Strike
@@ -21,8 +23,11 @@ from kelpie_celery.demo.watch import Steps, Watch
 from kelpie_celery.ledger.records import AttemptRecord, JobRecord, Progress
 from kelpie_celery.ledger.types import GroupCounts
 from kelpie_celery.lifecycle import Phase, Status
+from kelpie_celery.local.errors import LocalStackError
+from kelpie_celery.local.machine import Machine
 from kelpie_celery.local.salad.snapshot import GroupView, InstanceView
 from kelpie_celery.local.salad.states import GroupStatus, InstanceState
+from kelpie_celery.local.stack import LocalStack
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 PLAN = plan.make(Sizes(sweeps=1000, epochs=10, resamples=100))
@@ -114,6 +119,41 @@ def test_a_strike_missed_when_the_attempt_had_ended_by_itself() -> None:
     assert missed(struck, [attempt(1, "completed", "done")])
     assert not missed(struck, [attempt(1, None)])
     assert not missed(struck, [attempt(1, "interruption", "lease_expired"), attempt(2, "completed", "done")])
+
+
+class StackOfOne:
+    """A local stack with one machine, whose worker ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.machines = {1: Machine(1, "machine-1", Path())}
+        self.ended: set[int] = set()
+
+    @property
+    def workers(self) -> dict[int, object]:
+        return {number: self.worker(number) for number in self.machines.keys() - self.ended}
+
+    def worker(self, number: int) -> SimpleNamespace:
+        running = number not in self.ended
+        return SimpleNamespace(name=f"worker-{number}", running=running, ending="exit code 0", tail=lambda _lines: [])
+
+    def kill_worker(self, number: int, signum: int) -> None:
+        self.ended.add(number)
+
+    def start_worker(self, number: int, *, machine_id: str) -> None:
+        self.machines[number] = Machine(number, machine_id, Path())
+
+
+def test_a_worker_that_was_told_to_end_may_end_though_its_strike_was_missed() -> None:
+    stack, clock = StackOfOne(), ManualClock()
+    chaos = Chaos([Strike("a", TERM)], cast("LocalStack", stack), clock)
+    clock.advance(LEAST_GAP_S)
+    assert chaos.act({"a": running()}) is not None
+    chaos.repeat_misses({"a": completed()})
+    assert chaos.made == []
+    chaos.check_machines()
+    stack.ended.add(2)
+    with pytest.raises(LocalStackError, match="worker-2 ended by itself"):
+        chaos.check_machines()
 
 
 def test_strikes_are_counted_by_signal() -> None:
