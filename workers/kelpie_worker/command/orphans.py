@@ -25,7 +25,7 @@ async def end_orphans(main: int, env: Mapping[str, str]) -> int:
     """Kill until nothing is found.
 
     Args:
-        main: Pid of the command, which led its session and group.
+        main: Pid of the command, which led its session and group; 0 when it is not known.
         env: The environment that it was given.
 
     Returns:
@@ -67,7 +67,7 @@ def _marked(main: int, env: Mapping[str, str], table: Mapping[int, tuple[int, in
     return [
         pid
         for pid, (_, group, session) in table.items()
-        if pid != mine and (main in (group, session) or (marked and marked <= _environ(pid)))
+        if pid != mine and ((main and main in (group, session)) or (marked and marked <= _environ(pid)))
     ]
 
 

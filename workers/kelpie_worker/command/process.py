@@ -134,6 +134,7 @@ class Command:
             if not self._ended.done():
                 self._process.kill()
                 self._ended.cancel()
+                self._count_left(await end_orphans(self.pid, self._spec.env))
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
