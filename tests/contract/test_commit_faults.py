@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,25 @@ async def test_a_storage_that_gives_signs_of_life_is_not_given_up(memory: Memory
         memory.put = slowly  # type: ignore[method-assign]  # for this test
         assert (await sync.commit("exit")).files == 8
         assert asyncio.get_running_loop().time() - began_s > 0.8
+
+
+async def test_a_worker_that_stood_still_itself_does_not_blame_the_storage(
+    memory: MemoryStore, of_memory: Desk
+) -> None:
+    async with of_memory.attempt(of_memory.checkpoint(plain="never"), storage_retry_s=0.3) as sync:
+        for number in range(4):
+            of_memory.write(f"{number}", b"%d" % number * 1_100_000)
+        real, one_at_a_time = memory.put, asyncio.Lock()
+
+        async def then_stand_still(bucket: str, key: str, body: Body, fence: Fence) -> StoredObject:
+            async with one_at_a_time:
+                await asyncio.sleep(0.1)
+                done = await real(bucket, key, body, fence)
+            asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+            return done
+
+        memory.put = then_stand_still  # type: ignore[method-assign]  # for this test
+        assert (await sync.commit("exit")).files == 4
 
 
 # -- a ledger that is away -------------------------------------------------------------------------------------------

@@ -162,7 +162,8 @@ class Spool:
         self._away: StorageUnavailable | None = None
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._alive_s = self._loop.time()
+        self._stood_still_s = 0.0
+        self._alive_s = self._now_s()
         self.patience_s = 60.0
         """How long a storage that neither stores a segment nor takes a byte it had not been sent is waited for, s."""
 
@@ -178,7 +179,7 @@ class Spool:
         Raises:
             KelpieError: There is no room, and what should make it cannot be sent.
         """
-        number, began_s = next(self._counter), self._loop.time()
+        number, began_s = next(self._counter), self._now_s()
         while (on_disk := await self._has_room()) is None:
             if self._refused:
                 raise next(iter(self._refused.values()))
@@ -238,7 +239,7 @@ class Spool:
                 return
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter, no secret
             pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
-        self._alive_s = self._loop.time()
+        self._alive_s = self._now_s()
         await in_thread(segment.close)
         self._forget(segment)
 
@@ -246,7 +247,7 @@ class Spool:
         # From a transfer thread: a float is set, nothing else. What is only sent again is no sign of life: a storage
         # may take every byte and refuse in the end, again and again.
         if farther:
-            self._alive_s = self._loop.time()
+            self._alive_s = self._now_s()
         self._on_sent(count)
 
     def _forget(self, segment: Segment) -> None:
@@ -262,7 +263,7 @@ class Spool:
             StorageSetupError: The storage refuses; asked again, it is tried again.
             LeaseLost: The attempt lost its job.
         """
-        wanted, began_s = list(segments), self._loop.time()
+        wanted, began_s = list(segments), self._now_s()
         for segment in wanted:
             if segment in self._refused:  # perhaps its user has mended it since
                 self.send(segment)
@@ -279,22 +280,28 @@ class Spool:
 
     async def idle(self, patience_s: float = _IDLE_S) -> None:
         """Wait until nothing is being sent, or nothing gets through for ``patience_s``."""
-        began_s = self._loop.time()
+        began_s = self._now_s()
         while self._sending.keys() - self._refused.keys():
-            if self._loop.time() - max(self._alive_s, began_s) > patience_s:
+            if self._now_s() - max(self._alive_s, began_s) > patience_s:
                 return
             await self._hear()
 
     def _ensure_alive(self, began_s: float, bucket: str) -> None:
-        if self._loop.time() - max(self._alive_s, began_s) > self.patience_s:
+        if self._now_s() - max(self._alive_s, began_s) > self.patience_s:
             raise self._away or StorageUnavailable(f"bucket {bucket!r}: the storage takes nothing", bucket=bucket)
 
     async def _hear(self) -> None:
         """Wait for news of any segment, for a moment."""
         self._news.clear()
+        began_s = self._loop.time()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_EVERY_S):
                 await self._news.wait()
+        self._stood_still_s += max(0.0, self._loop.time() - began_s - _LOOK_EVERY_S)
+
+    def _now_s(self) -> float:
+        # Without the time in which this process stood still, where it was met: nothing could get through then.
+        return self._loop.time() - self._stood_still_s
 
     async def give_up(self, segments: Iterable[Segment]) -> None:
         """Stop sending segments that nobody wants any more; what of them is on the storage is not deleted here."""
