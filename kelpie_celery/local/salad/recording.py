@@ -39,7 +39,7 @@ class Recording:
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("a", encoding="utf-8")
+                self._file = path.open("ab", buffering=0)
             except OSError as error:
                 raise LocalStackError(f"the recording {path} cannot be written: {error.strerror}") from error
 
@@ -68,8 +68,7 @@ class Recording:
             "response": masked(response),
             "at": at,
         }
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file; harmless when done twice."""
