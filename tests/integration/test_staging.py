@@ -272,9 +272,9 @@ async def test_ctrl_c_ends_with_130_leaves_nothing_torn_and_the_same_command_goe
         # The last one is the first part of the large file: it is under way, and held, when the signal comes.
         limit = len(files)
 
-        async def hold(_number: int) -> Fault | None:
+        async def hold(number: int) -> Fault | None:
             nonlocal moved
-            method, target = proxy.seen[-1]
+            method, target = proxy.seen[number - 1]
             if method == ("PUT" if way == "up" else "GET") and "/in/" in target and "list-type" not in target:
                 moved += 1
                 if moved > limit:
