@@ -33,6 +33,8 @@ BEHAVIOUR = Behaviour(time_factor=40.0, timings=tiny_image(), seed=5, mean_run_s
 RULE = ScalingRule(
     container_group_id=GROUP_ID, max_replicas=NODES, idle_threshold_seconds=2.0, scale_in_cooldown_s=300.0
 )
+# A worker that a busy machine holds up for seconds must not lose its lease: its node has not vanished.
+SETTINGS = {"KELPIE_SCALE_INTERVAL_S": "1", "KELPIE_MIN_LEASE_S": "8"}
 IN_TIME_S = 240.0
 AT_REST = "the group is stopped, and there is no work"
 
@@ -105,7 +107,7 @@ def container_processes() -> list[psutil.Process]:
 
 @pytest.fixture
 def loop(make_stack: StackFactory, tmp_path: Path) -> Iterator[Loop]:
-    stack = make_stack(workers=0, control=False, beat=False, start=False, KELPIE_SCALE_INTERVAL_S="1")
+    stack = make_stack(workers=0, control=False, beat=False, start=False, **SETTINGS)  # type: ignore[arg-type]  # no flags
     made = Loop(stack, tmp_path)
     try:
         made.start()
@@ -157,6 +159,9 @@ def says_why_at_each_step(history: list[dict[str, Any]]) -> None:
     assert "nodes are too many: there is no work" in drain[0]
     assert "idle workers stop taking jobs, so that their nodes can go" in drain[0]
     assert "hold no job and take none" in stop[0]
-    on_their_way = [entry for entry in history if any("are on their way" in reason for reason in entry["reasons"])]
-    assert on_their_way, "while nodes come up, that is why no more are asked for"
+    # Nodes come up within a second or two: a scaler that is held up may not have looked meanwhile.
+    for entry in history:
+        coming = entry["fleet"]["allocating"] + entry["fleet"]["creating"]
+        told = any("are on their way" in reason for reason in entry["reasons"])
+        assert told or not coming, f"while nodes come up, that is why no more are asked for: {entry}"
     assert history[-1]["reasons"][0] == AT_REST

@@ -124,12 +124,12 @@ def test_a_job_that_waits_for_the_directories_of_another_one_says_so(
     def waiting() -> bool:
         nonlocal first, second
         first, second = sorted((stack.get(job) for job in jobs), key=lambda record: record.progress is not None)
-        return second.progress is not None
+        waits = second.progress is not None
+        return waits and (first.phase, second.phase) == ("executing", "restoring")
 
-    stack.wait("one of them says that it waits", waiting)
+    stack.wait("one of them says that it waits, while the other one runs", waiting)
     assert second.progress is not None
     assert second.progress.message == "waits for directories that another job of this machine uses"
-    assert (first.phase, second.phase) == ("executing", "restoring")
     go.touch()
     for job in jobs:
         record = stack.wait_status(job, "completed", timeout_s=60)

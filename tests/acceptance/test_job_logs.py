@@ -67,7 +67,7 @@ def test_the_last_lines_are_read_while_it_runs_and_followed_over_a_kill_to_the_e
     job_id = stack.submit(stack.shell(script, environment={"TOKEN": CANARY}, **logged(stack, prefix)))
     follower = kelpie_command(stack, "logs", "-f", job_id)
     try:
-        stack.wait("the first lines are in the ledger", lambda: kelpie.logs(job_id).lines)
+        stack.wait("the first two lines are in the ledger", lambda: len(kelpie.logs(job_id).lines) >= 2)
         found = kelpie.logs(job_id)
         assert (found.attempt, found.first) == (1, 1)
         assert sorted(found.lines) == ["attempt 1 begins with ***", "red"]

@@ -43,14 +43,24 @@ def test_cancel_by_sigint_a_fresh_container_after_each_job_and_the_state_file(st
 
     # The state file: the job finds itself in it, and its checkpoint while that is on its way.
     script = """
-        cp $KELPIE_STATE_FILE found.json; head -c 300000 /dev/urandom > $CHECKPOINT_DIR/model
-        until grep -q 'model"' $KELPIE_STATE_FILE; do sleep 0.02; done; cp $KELPIE_STATE_FILE uploading.json
+        cp $KELPIE_STATE_FILE found; mv found found.json; until [ -e go ]; do sleep 0.02; done
+        head -c 300000 /dev/urandom > $CHECKPOINT_DIR/model
+        until cp $KELPIE_STATE_FILE copy && grep -q 'model"' copy; do sleep 0.02; done; mv copy uploading.json
         while grep -q 'model"' $KELPIE_STATE_FILE; do sleep 0.02; done
     """
     places = {f"{role}_bucket": stack.bucket for role in ("input", "checkpoint", "output")}
     places |= {f"{role}_prefix": f"{role}/" for role in ("input", "checkpoint", "output")}
     stack.s3.put_object(Bucket=stack.bucket, Key="input/i", Body=b"i")
     job = stack.submit(stack.shell(script, **places))
+    stack.wait("the job has found itself", (work / "found.json").exists)
+    # The storage stands still until the upload was seen: it may be over before the file tells of it.
+    assert stack.local.s3 is not None
+    stack.local.s3.pause()
+    try:
+        (work / "go").touch()
+        stack.wait("the upload is told", (work / "uploading.json").exists)
+    finally:
+        stack.local.s3.resume()
     record = stack.wait_status(job, "completed", timeout_s=60)
     found = json.loads((work / "found.json").read_text())
     assert [(one["id"], one["status"]) for one in found["jobs"]] == [(job, "running")]
@@ -78,8 +88,9 @@ def test_cancel_by_sigint_a_fresh_container_after_each_job_and_the_state_file(st
     stack.start_worker(1, KELPIE_RECREATE_BETWEEN_JOBS="false")
 
     # SIGINT comes first, and SIGTERM to who goes on; a shutdown is told by SIGTERM alone.
-    for script, signals in ((INTERRUPTED, "INT\n"), (STUBBORN, "INT\nTERM\n")):
-        job = up(stack, script, grace_period=3)
+    # Each has half of the time: the first job needs no more of it than it takes, the second one waits for its half.
+    for script, grace_period, signals in ((INTERRUPTED, 20, "INT\n"), (STUBBORN, 6, "INT\nTERM\n")):
+        job = up(stack, script, grace_period=grace_period)
         stack.ledger.cancel(job)
         assert stack.wait_status(job, "canceled", timeout_s=30).num_failures == 0
         assert (work / "got").read_text() == signals

@@ -15,7 +15,7 @@ from tests.acceptance.programs import five_files, log_and_pair, mapped
 from tests.acceptance.programs.diary import Line
 from tests.harness.programs import Programs, Run
 from tests.harness.stack import StackFactory
-from tests.harness.storm import PATIENT, Storm
+from tests.harness.storm import PATIENT, Storm, has_committed
 
 STEPS = 6
 PAUSE_S = 0.35  # longer than KELPIE_QUIET_S of these tests
@@ -77,14 +77,21 @@ def test_a_program_that_ends_with_an_error_at_sigterm_within_a_burst_is_not_beli
 ) -> None:
     stack = make_stack(workers=2, control=False, beat=False, **PATIENT)  # type: ignore[arg-type]  # no flags
     programs = Programs(stack, tmp_path)
-    run = programs.start("five_files", "--steps", "4", "--pause", "0.6", "--rest", "1", "1", "--sigterm", "exit")
+    leave = tmp_path / "leave"
+    leave.mkdir()
+    (leave / "1").touch()
+    run = programs.start("five_files", "--steps", "4", "--pause", "0.6", "--rest", "0.5", "0.5", "--sigterm", "exit",
+                         "--leave", str(leave))  # fmt: skip
     for step in (2, 3):
+        stack.wait(f"step {step - 1} is committed", lambda: programs.look() and has_committed(stack.get(run.id)), 60)
+        (leave / str(step)).touch()
         stack.wait(f"the burst of step {step}", lambda s=step: in_burst(run, s), timeout_s=60)  # type: ignore[misc]
         number, attempt = stack.worker_of(run.id), stack.get(run.id).attempt
         stack.kill_worker(number, signal.SIGTERM)
         stack.wait("the next attempt", lambda n=attempt: stack.get(run.id).attempt > n)  # type: ignore[misc]
         stack.local.processes[f"worker-{number}"].wait(20)
         stack.local.start_worker(number)
+    (leave / "4").touch()
     stack.wait("the job ends", lambda: not programs.look(), timeout_s=60)
     programs.expect_whole(run, tmp_path / "audit", five_files_of(""))
     assert [line.step for line in run.starts] == [0, 1, 2]
@@ -103,8 +110,8 @@ def test_a_log_that_grows_all_the_time_holds_up_no_checkpoint_and_comes_back_who
     stack = make_stack(workers=2, control=False, beat=False, **PATIENT)  # type: ignore[arg-type]  # no flags
     programs = Programs(stack, tmp_path)
     steps = 14
-    run = programs.start("log_and_pair", "--steps", str(steps))
-    programs.strike_after_each_commit(run, ["worker", "command", "sigterm", "command", "worker"], seed=7)
+    run = programs.start("log_and_pair", "--steps", str(steps), "--go", str(tmp_path / "go"))
+    programs.strike_after_each_commit(run, ["worker", "command", "sigterm", "command", "worker"], 7, tmp_path / "go")
     commits = programs.expect_whole(run, tmp_path / "audit", lambda folder: log_and_pair.load(folder)[0])
     # The first commit may hold a beginning of the log and no pair yet.
     assert all(line.step > 0 for line in run.starts[2:]), run.starts
@@ -121,13 +128,14 @@ def test_a_mapped_state_that_is_flushed_and_reported_never_comes_back_torn(
     stack = make_stack(workers=2, control=False, beat=False, **PATIENT)  # type: ignore[arg-type]  # no flags
     programs = Programs(stack, tmp_path, "report")
     steps = 14
-    run = programs.start("mapped", "--steps", str(steps), "--pause", "0.1")
-    programs.strike_after_each_commit(run, ["worker", "command", "sigterm", "command", "worker"], seed=8)
+    run = programs.start("mapped", "--steps", str(steps), "--pause", "0.1", "--go", str(tmp_path / "go"))
+    programs.strike_after_each_commit(run, ["worker", "command", "sigterm", "command", "worker"], 8, tmp_path / "go")
     commits = programs.expect_whole(run, tmp_path / "audit", mapped.load)
     assert all(line.step > 0 for line in run.starts[1:]), run.starts
     programs.expect_output(run, {})
     body = stack.s3.get_object(Bucket=stack.bucket, Key=f"{run.prefix}out/{mapped.NAME}")["Body"].read()
     (tmp_path / mapped.NAME).write_bytes(body)
-    assert mapped.load(tmp_path) == steps
-    assert np.array_equal(np.load(tmp_path / mapped.NAME)[1:-2], mapped.middle(steps))
+    [done] = [line.step for line in run.diary.read() if line.what == "done"]
+    assert mapped.load(tmp_path) == done >= steps
+    assert np.array_equal(np.load(tmp_path / mapped.NAME)[1:-2], mapped.middle(done))
     print(f"resumed at {[line.step for line in run.starts]}, {commits} whole commits")

@@ -18,6 +18,7 @@ import pytest
 
 from kelpie_celery.local.processes import ManagedProcess
 from kelpie_celery.local.servers import SeaweedServer, ValkeyServer
+from tests.harness.looking import is_gone
 from tests.harness.waiting import eventually
 
 KELPIE = str(Path(sys.executable).with_name("kelpie"))
@@ -84,7 +85,7 @@ def terminals(tmp_path: Path) -> Iterator[list[Terminal]]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+    return all(is_gone(process) for process in processes)
 
 
 def job(script: str, **fields: object) -> str:
@@ -135,14 +136,14 @@ def test_up_runs_jobs_for_other_shells_replaces_what_dies_and_stops_on_sigterm(
     assert s3.client().get_object(Bucket="kelpie", Key="out/answer")["Body"].read() == b"42\n"
 
     terminal.worker(1).kill()
-    terminal.await_text("worker-1 ended (killed by SIGKILL); starting it again", 20)
-    terminal.await_text("worker-1 is started again", 20)
+    terminal.await_text("worker-1 ended (killed by SIGKILL); starting it again")
+    terminal.await_text("worker-1 is started again")
 
     everything = terminal.descendants()
     terminal.process.send_signal(signal.SIGTERM)
     terminal.process.wait(DOWN_S)
     assert terminal.process.exit_code == 0
-    assert gone(everything)
+    eventually("every process is gone", lambda: gone(everything), 10)
     assert secret not in terminal.text
 
 

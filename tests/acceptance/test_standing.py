@@ -27,12 +27,18 @@ def test_an_instance_gets_dearer_with_its_work_and_may_go_when_it_drains(
     after = {"bucket": stack.bucket, "prefix": "out/", "local_path": "out", "direction": "upload"}
     script = "mkdir -p out; echo result > out/file; until [ -e go ]; do sleep 0.1; done"
     job = stack.submit(stack.shell(script, sync={"after": [after]}))
-    stack.wait("a running job raises it with its heartbeats", lambda: max(node.costs) >= 4)
-    assert 2 in node.costs
+    stack.wait("a running job raises it with its heartbeats", lambda: len(set(running_costs(node))) >= 3)
+    costs = running_costs(node)
+    assert costs == sorted(costs)
+    assert costs[0] < 10, "it begins low; the first ones may be passed over, as only the newest is told"
     uploading(stack, node, s3_server)
     stack.wait_status(job, "completed", timeout_s=60)
     stack.wait("the idle worker costs 1 again", lambda: node.costs[-1] == 1)
     drains(stack, node)
+
+
+def running_costs(node: ImdsStub) -> list[int]:
+    return [cost for cost in node.costs if cost > 1]
 
 
 def uploading(stack: Stack, node: ImdsStub, s3_server: SeaweedServer) -> None:

@@ -21,15 +21,21 @@ def myself() -> Sequence[int]:
     return [os.getpid()]
 
 
-async def heard_and_quiet(desk: Desk, sync: SyncSession, *, looked: bool = True) -> None:
+async def heard_and_quiet(desk: Desk, sync: SyncSession) -> None:
     """Wait until a change was heard of, it has been quiet since, and that was looked at."""
-    watch, now = parts(sync)._watch, asyncio.get_running_loop().time
+    watch = parts(sync)._watch
 
     def is_quiet() -> bool:
-        until_s = watch._times.last_look_s if looked else now()
-        return watch._dirty and until_s - watch._times.last_event_s >= 0.2 and not watch.busy.locked()
+        times = watch._times
+        return watch._dirty and times.last_look_s - times.last_event_s >= 0.2 and not watch.busy.locked()
 
     await until(is_quiet)
+
+
+async def heard_and_proven(sync: SyncSession) -> None:
+    """Wait until a change was heard of, and what it made was seen to be quiet."""
+    watch = parts(sync)._watch
+    await until(lambda: watch._dirty and watch._times.is_proven and not watch.busy.locked())
 
 
 # -- quiet moments ---------------------------------------------------------------------------------------------------
@@ -297,7 +303,7 @@ async def test_a_crash_keeps_what_had_been_quiet_for_long_enough(desk: Desk, siz
             desk.write("a", b"1" * size)
             await desk.next_report()
             desk.write("a", b"2" * size)  # too soon for the next commit
-            await heard_and_quiet(desk, sync, looked=False)
+            await heard_and_proven(sync)
         assert (await sync.commit("exit", in_order=False)).id
     assert await desk.committed() == {"a": b"2" * size}
 

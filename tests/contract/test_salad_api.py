@@ -304,7 +304,7 @@ def test_a_slow_answer_is_late_and_the_operation_is_carried_out_at_once(client: 
     sim.fail("slow", delay_s=600.0)
     with pytest.raises(requests.ReadTimeout):
         client.session.patch(client.group, json={"replicas": 4}, headers=MERGE_PATCH, timeout=0.5)
-    assert sim.group(NAME).replicas == 4
+    sim.wait_until(lambda one: one.group(NAME).replicas == 4, IN_TIME_S)
     assert client.get(client.group).status_code == 200
 
 

@@ -6,7 +6,8 @@ Points, in the order of an attempt's life: ``after_claim``, ``in_restore``, ``ru
 ``here``), ``after_commit`` (a checkpoint is the newest), ``before_upload``, ``in_upload``, ``in_body`` (the first piece
 of a large output has been sent), ``after_upload``, ``before_marker``, ``after_marker``, ``before_log``,
 ``before_report``, ``after_completed``.
-With ``TEST_GIVE_UP_S`` in its environment it waits so long for a storage that is away before the command, seconds.
+With ``TEST_GIVE_UP_S`` in its environment it waits so long for a storage that is away before the command, seconds;
+with ``TEST_PREEMPTION_S`` so long, after a command that the machine has ended, for its own SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from kelpie_celery.ledger.ledger import Ledger
 from kelpie_celery.ledger.types import Granted
+from kelpie_worker import execution
 from kelpie_worker.entrypoint import main
 from kelpie_worker.execution import Execution
 from kelpie_worker.sync import checkpoints, session
@@ -175,6 +177,8 @@ FileBody.chunks = chunks(FileBody.chunks)  # type: ignore[method-assign]
 if "TEST_GIVE_UP_S" in os.environ:
     for module in (session, checkpoints):
         vars(module)["GIVE_UP_S"] = float(os.environ["TEST_GIVE_UP_S"])
+if "TEST_PREEMPTION_S" in os.environ:
+    vars(execution)["PREEMPTION_S"] = float(os.environ["TEST_PREEMPTION_S"])
 Execution._on_line = on_line(Execution._on_line)  # type: ignore[method-assign]
 
 if __name__ == "__main__":

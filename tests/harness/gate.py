@@ -64,8 +64,7 @@ class Gate:
             if self._open.is_set():
                 self._pass_on(client)
             else:
-                self.refused += 1
-                client.close()
+                self._refuse(client)
 
     def _pass_on(self, client: socket.socket) -> None:
         try:
@@ -74,9 +73,20 @@ class Gate:
             client.close()
             return
         with self._lock:
-            self._sockets |= {client, server}
+            # Once more: who shuts the gate meanwhile does not know of these yet.
+            is_open = self._open.is_set()
+            if is_open:
+                self._sockets |= {client, server}
+        if not is_open:
+            server.close()
+            self._refuse(client)
+            return
         for one, other in ((client, server), (server, client)):
             threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    def _refuse(self, client: socket.socket) -> None:
+        self.refused += 1
+        client.close()
 
     def _copy(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

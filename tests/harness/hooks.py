@@ -93,16 +93,20 @@ def read_request(sock: socket.socket) -> Got:
     """One request with its body."""
     data = b""
     while b"\r\n\r\n" not in data:
-        more = sock.recv(65536)
-        if not more:
-            raise OSError("the client went away")
-        data += more
+        data += _piece(sock)
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     while len(body) < int(headers.get("content-length", "0")):
-        body += sock.recv(65536)
+        body += _piece(sock)
     return Got(first.split(" ")[1], headers, body)
+
+
+def _piece(sock: socket.socket) -> bytes:
+    more = sock.recv(65536)
+    if not more:
+        raise OSError("the client went away")
+    return more
 
 
 def answered(code: int, *headers: str, body: bytes = b"") -> Callable[[Got, socket.socket], bytes]:

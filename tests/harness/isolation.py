@@ -41,8 +41,15 @@ def descendants() -> list[psutil.Process]:
 
 def leftovers(timeout_s: float = 5.0, is_ours: Callable[[psutil.Process], bool] = lambda _: True) -> list[str]:
     """Descendants that are still there after ``timeout_s``, described; they are killed."""
+
+    def counts(process: psutil.Process) -> bool:
+        try:
+            return is_ours(process)
+        except psutil.Error:
+            return False  # it ends meanwhile
+
     deadline = time.monotonic() + timeout_s
-    while (left := [process for process in descendants() if is_ours(process)]) and time.monotonic() < deadline:
+    while (left := [process for process in descendants() if counts(process)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     lines = []
     for process in left:

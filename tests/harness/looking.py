@@ -31,7 +31,10 @@ def stored_under(s3: S3Client, bucket: str, prefix: str) -> dict[str, Stored]:
     found = {}
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for entry in page.get("Contents", ()):
-            answer = s3.get_object(Bucket=bucket, Key=entry["Key"])
+            try:
+                answer = s3.get_object(Bucket=bucket, Key=entry["Key"])
+            except s3.exceptions.NoSuchKey:
+                continue  # deleted since it was listed
             body, modified = answer["Body"].read(), entry["LastModified"].isoformat()
             found[entry["Key"].removeprefix(prefix)] = Stored(body, entry["ETag"], modified)
     return found

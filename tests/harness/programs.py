@@ -103,9 +103,10 @@ class Programs:
             storm.act(alive)
             time.sleep(0.05)
 
-    def strike_after_each_commit(self, run: Run, kinds: Sequence[str], seed: int) -> None:
-        """Kill a job as often, each time a moment after its attempt made a commit; then wait for its end."""
+    def strike_after_each_commit(self, run: Run, kinds: Sequence[str], seed: int, go: Path) -> None:
+        """Kill a job as often, each time a moment after its attempt made a commit; then let it end, and wait for it."""
         strike_after_each_commit(self.stack, run.id, kinds, seed, self.look)
+        go.touch()
         self.stack.wait("the job ends", lambda: not self.look(), timeout_s=90)
 
     def expect_whole(self, run: Run, directory: Path, check: Callable[[Path], int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -105,10 +106,12 @@ class Storm:
         return True
 
     def _kill_command(self, record: JobRecord) -> bool:
-        found = processes_of(record.id)
-        for process in found:
-            os.kill(process.pid, signal.SIGKILL)
-        return bool(found)
+        killed = 0
+        for process in processes_of(record.id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+        return killed > 0
 
     def _kill_redis(self, _: JobRecord) -> bool:
         server = self._stack.local.redis

@@ -82,10 +82,12 @@ class Heard:
 
 
 @asynccontextmanager
-async def running(what: CommandSpec, heard: Heard | None = None) -> AsyncIterator[tuple[Command, Heard]]:
-    """A command that is gone at the end of the block, whatever happens in it."""
+async def running(
+    what: CommandSpec, heard: Heard | None = None, *, take: Callable[[str, str], None] | None = None
+) -> AsyncIterator[tuple[Command, Heard]]:
+    """A command that is gone at the end of the block, whatever happens in it; ``take`` may hear it instead."""
     heard = heard or Heard()
-    command = await Command.start(what, heard)
+    command = await Command.start(what, take or heard)
     try:
         yield command, heard
     finally:

@@ -125,7 +125,7 @@ class Proxy:
                     pass
             return self._break(request)
         if request.body_exists and whole is None:
-            data = _slowly(request, self.slow_bytes_s) if self.slow_bytes_s else request.content
+            data = _slowly(request, lambda: self.slow_bytes_s) if self.slow_bytes_s else request.content
         if fault == "damage":
             body = await _read(request)
             data = bytes([body[0] ^ 1]) + body[1:]
@@ -168,10 +168,11 @@ async def _half(body: bytes) -> AsyncIterator[bytes]:
     raise _CutOff
 
 
-async def _slowly(request: web.BaseRequest, bytes_s: float) -> AsyncIterator[bytes]:
+async def _slowly(request: web.BaseRequest, bytes_s: Callable[[], float]) -> AsyncIterator[bytes]:
     async for chunk in request.content.iter_chunked(256 * 1024):
         yield chunk
-        await asyncio.sleep(len(chunk) / bytes_s)
+        if speed := bytes_s():
+            await asyncio.sleep(len(chunk) / speed)
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ def rss_bytes() -> int:
     ("text", "total"), [("x" * 1000, 200 * MIB), ("step 17 loss 0.25 accuracy 0.875\n" * 30, 30 * MIB)]
 )
 async def test_a_flood_costs_neither_memory_nor_the_loops_time(text: str, total: int) -> None:
-    count, peak, worst_lag = 0, 0, 0.0
+    count, peak, worst_s, worst_lag = 0, 0, 0.0, 0.0
     loop = asyncio.get_running_loop()
 
     def take(stream: str, text: str) -> None:
@@ -32,23 +32,25 @@ async def test_a_flood_costs_neither_memory_nor_the_loops_time(text: str, total:
         count += len(text) + 1
 
     async def beat() -> None:
-        nonlocal peak, worst_lag
+        nonlocal peak, worst_s, worst_lag
         while True:
-            began = loop.time()
+            began, cpu_s = loop.time(), time.thread_time()
             await asyncio.sleep(0.02)
+            worst_s = max(worst_s, time.thread_time() - cpu_s)
             worst_lag = max(worst_lag, loop.time() - began - 0.02)
             peak = max(peak, rss_bytes())
 
     before = rss_bytes()
     code = f"import os\nfor _ in range({total} // {len(text)}): os.write(1, {text.encode()!r})"
     heart = asyncio.create_task(beat())
-    async with asyncio.timeout(60), running(python(code)) as (command, _):
-        command._on_line = take
+    async with asyncio.timeout(60), running(python(code), take=take) as (command, _):
         assert await command.wait() == CommandExit(code=0)
     heart.cancel()
     assert count >= total // len(text) * len(text)
     assert peak - before < 16 * MIB
-    assert worst_lag < 0.5
+    # In the loop's own CPU time, as a busy machine makes it late as well, though not for as long as it could wait.
+    assert worst_s < 0.5
+    assert worst_lag < 5
 
 
 async def test_a_flood_beyond_the_budget_is_read_in_no_time_and_its_end_is_kept() -> None:
@@ -79,8 +81,11 @@ async def test_a_command_waits_while_its_lines_are_not_taken() -> None:
 
     code = "import os\nfor n in range(100000): os.write(1, b'x' * 99 + b'\\n'); n % 1000 or os.write(2, b'%d\\n' % n)"
     heard = Heard()
-    async with running(python(code), heard) as (command, _):
-        command._on_line = lambda stream, text: slowly(stream, text) if stream == "stdout" else heard(stream, text)
+
+    def take(stream: str, text: str) -> None:
+        (slowly if stream == "stdout" else heard)(stream, text)
+
+    async with running(python(code), take=take) as (command, _):
         await until("some lines are taken", lambda: taken > 200)
         written = int(heard.lines("stderr")[-1])
         # What is written and not taken lies in the pipe (64 KiB) and in one read of it (64 KiB).
@@ -128,8 +133,7 @@ async def test_a_line_that_cannot_be_taken_does_not_end_the_job(caplog: pytest.L
         if text != "fine":
             raise ValueError(text)
 
-    async with running(shell("sleep 0.2; echo bad; echo worse; echo fine")) as (command, _):
-        command._on_line = fussy
+    async with running(shell("echo bad; echo worse; echo fine"), take=fussy) as (command, _):
         assert await command.wait() == CommandExit(code=0)
     assert taken == ["bad", "worse", "fine"]
     assert [r.__dict__["action"] for r in caplog.records if r.levelname == "ERROR"] == ["output_lost"]

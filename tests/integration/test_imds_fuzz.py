@@ -78,6 +78,8 @@ class Anything:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        # Ends the thread, which else may go on with the next socket of the same number.
+        self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for one in self._open:
             one.close()
@@ -91,8 +93,13 @@ def anything() -> Iterator[Anything]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imds_module, "_TIMEOUT_S", (0.5, 0.5))
-    monkeypatch.setattr(imds_module, "WHOLE_S", 1.5)
+    bounds(monkeypatch, timeout_s=5.0, whole_s=5.0)
+
+
+def bounds(monkeypatch: pytest.MonkeyPatch, *, timeout_s: float, whole_s: float) -> None:
+    """How long a client waits for the next bytes, and for a whole answer."""
+    monkeypatch.setattr(imds_module, "_TIMEOUT_S", (timeout_s, timeout_s))
+    monkeypatch.setattr(imds_module, "WHOLE_S", whole_s)
 
 
 def ask(url: str, clock: ManualClock | None = None) -> int | Exception | None:
@@ -146,7 +153,7 @@ def test_any_bytes_are_an_answer_or_an_error_of_ours(anything: Anything, answer:
     began = time.monotonic()
     outcome = ask(anything.url)
     assert isinstance(outcome, ImdsError) or type(outcome) is int
-    assert time.monotonic() - began < 4 * 1.5 + 5
+    assert time.monotonic() - began < 4 * 5 + 5
     if isinstance(outcome, Exception):
         assert "\n" not in str(outcome)
 
@@ -160,9 +167,12 @@ def test_an_endless_body_is_read_to_its_bound_only(anything: Anything) -> None:
 
 
 @pytest.mark.parametrize("answer", [LINES % 200 + b"\r\n" + b" " * 1000, LINES % 200 + b"X: " + b"y" * 1000])
-def test_an_answer_byte_by_byte_is_not_waited_for_for_ever(anything: Anything, answer: bytes) -> None:
+def test_an_answer_byte_by_byte_is_not_waited_for_for_ever(
+    anything: Anything, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the body, and in the headers: each byte comes before the time-out, and the end never."""
-    anything.answer, anything.drip_s = answer, 0.2
+    bounds(monkeypatch, timeout_s=5.0, whole_s=1.5)
+    anything.answer, anything.drip_s = answer, 0.05
     imds = Imds(anything.url, ManualClock())
     began = time.monotonic()
     with pytest.raises(ImdsError) as caught:
@@ -197,7 +207,10 @@ def test_a_service_that_does_not_listen_for_a_moment_is_asked_again_soon(anythin
     imds.set_deletion_cost(2)
 
 
-def test_no_job_and_no_pulse_waits_for_a_service_that_does_not_answer(anything: Anything) -> None:
+def test_no_job_and_no_pulse_waits_for_a_service_that_does_not_answer(
+    anything: Anything, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds(monkeypatch, timeout_s=30.0, whole_s=30.0)
     anything.keeps = True  # it takes the request, and says nothing
     app: Any = SimpleNamespace(
         running=RunningJobs(), ledger=None,
@@ -213,5 +226,5 @@ def test_no_job_and_no_pulse_waits_for_a_service_that_does_not_answer(anything: 
         standing.tend("g", draining=False, streak=0)
         standing.job_over()
     took_s = time.monotonic() - began
-    assert took_s < 1.0, "a hundred calls, none of which waits for half a second"
+    assert took_s < 10, "a hundred calls, none of which waits for half a minute"
     eventually("the service was asked", lambda: anything.met, 10)

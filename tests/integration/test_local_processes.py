@@ -125,12 +125,15 @@ def test_waiting_for_readiness_ends_when_it_is_cancelled(tmp_path: Path) -> None
 def test_a_ready_file_of_an_earlier_run_does_not_count(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ready.touch()
-    script = f"sleep 0.3; touch {ready}; sleep 600"
+    script = f"until [ -e go-on ]; do sleep 0.02; done; touch {ready}; sleep 600"
     child = ManagedProcess(
         "late", ["/bin/sh", "-c", script], env=dict(os.environ), cwd=tmp_path, log=tmp_path / "log", ready_file=ready
     )
     child.start()
-    assert child.wait_ready(20) > 0.2
+    with pytest.raises(LocalStackError, match="was not ready"):
+        child.wait_ready(0.1)
+    (tmp_path / "go-on").touch()
+    child.wait_ready(20)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait(10)
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from kelpie_celery.clock import SystemClock
 from kelpie_worker.preflight.listening import APPENDED, IN_PLACE, NEW, RENAMED, Heard, Listener, Root
+from tests.harness.waiting import eventually
 
 BOUND_S = 30.0
-Hear = Callable[[str], Heard]
+
+
+class Hear(Protocol):
+    """Runs a program and listens to it; one that ``waits`` gets a second line when its report has been heard."""
+
+    def __call__(self, program: str, *, waits: bool = False) -> Heard: ...
 
 
 @pytest.fixture
@@ -26,11 +32,15 @@ def hear(tmp_path: Path) -> Hear:
     (state / "log").write_text("line 1\n")
     (said / "report.jsonl").touch()
 
-    def run(program: str) -> Heard:
+    def run(program: str, *, waits: bool = False) -> Heard:
         waiting = f"import json, os, sys; sys.stdin.readline()\n{program}"
         with subprocess.Popen([sys.executable, "-c", waiting], cwd=tmp_path, stdin=subprocess.PIPE) as process:
             listener = Listener([Root(state, "state")], said / "report.jsonl", process.pid, SystemClock())
             listener.start()
+            if waits and process.stdin:
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                eventually("its report is heard", lambda: listener._said, BOUND_S)
             process.communicate(b"\n", timeout=BOUND_S)
             assert process.returncode == 0
         return listener.stop()
@@ -120,7 +130,7 @@ def test_a_folder_that_is_written_under_another_name_and_renamed_is_heard(hear: 
 
 def test_a_file_in_a_new_folder_that_stays_open_is_being_written(hear: Hear) -> None:
     say = "open('said/report.jsonl', 'a').write(json.dumps({'commit': True}) + '\\n')"
-    wait = "import time; time.sleep(0.5)"
-    heard = hear(f"os.mkdir('state/new'); f = open('state/new/s', 'w'); f.write('1'); f.flush(); {wait}; {say}; {wait}")
+    write = "os.mkdir('state/new'); f = open('state/new/s', 'w'); f.write('1'); f.flush()"
+    heard = hear(f"import time; {write}; time.sleep(0.5); {say}; sys.stdin.readline()", waits=True)
     assert heard.said[0].writing == ("state/new/s",)
     assert hows(heard) == [("state/new/s", NEW)]

@@ -112,7 +112,7 @@ def test_a_server_that_says_nothing_is_given_up_in_time(ends: Ends) -> None:
     ends[0].settimeout(0.05)
     with pytest.raises(TimeoutError):
         read_head(ends[0], "GET")
-    say(ends[1], b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhal")
+    ends[1].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhal")
     answer = read_head(ends[0], "GET")
     with pytest.raises(TimeoutError):
         answer.text()

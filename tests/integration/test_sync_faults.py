@@ -112,7 +112,7 @@ async def test_a_download_that_stalls_is_given_up_and_tried_again(
 ) -> None:
     s3.put_object(Bucket=s3_bucket, Key="in/data", Body=b"content")
     proxy.fail("GET", r"/in/data", "stall")
-    async with open_store(replace(config, read_timeout_s=0.5)) as store:
+    async with open_store(replace(config, read_timeout_s=2.5)) as store:
         await restore(store, s3_bucket, tmp_path / "in")
     assert (tmp_path / "in" / "data").read_bytes() == b"content"
     assert proxy.count("GET", "/in/data") == 2

@@ -27,6 +27,7 @@ from tests.contract.shelf import Shelf, config_of
 from tests.integration.sync_proxy import Proxy, proxy_before
 
 SIZE = 24 * MIB
+SLOW_BYTES_S = 1.0 * MIB
 
 
 @dataclass
@@ -42,16 +43,22 @@ class Recorded:
         """What an attempt does with it."""
         attempt: Any = SimpleNamespace(_lease=self.lease)
         Attempt._transferred(attempt, progress)
+        if progress.over:
+            self.proxy.slow_bytes_s = SLOW_BYTES_S
 
     async def transfer(self) -> Transfer | None:
         record = await asyncio.to_thread(self.world.ledger.get, "j1")
         return record.transfer
 
     async def of(self, stage: str) -> Transfer:
-        """Of a transfer of which is known how long it will take; before that something is read, or packed."""
+        """Of a transfer of which is known how long it will take; before that something is read, or packed.
+
+        It is slow until it is met, and then no more; the next one is slow again.
+        """
         async with asyncio.timeout(30):
             while (found := await self.transfer()) is None or found.stage != stage or found.left_s is None:
                 await asyncio.sleep(0.05)
+        self.proxy.slow_bytes_s = 0
         return found
 
     async def gone(self) -> None:
@@ -90,7 +97,7 @@ async def test_a_long_commit_and_its_plain_keys_show_in_the_record_until_they_en
     # Packed plain keys cannot be put together on the storage, so they are sent as well.
     async with desk.open(desk.job(compression=True), on_progress=recorded.told) as sync:
         await sync.restore()
-        recorded.proxy.slow_bytes_s = 6.0 * MIB
+        recorded.proxy.slow_bytes_s = SLOW_BYTES_S
         desk.write("model", os.urandom(SIZE))
         committing = asyncio.ensure_future(sync.commit("exit"))
         commit, plain = await recorded.of("commit"), await recorded.of("plain")

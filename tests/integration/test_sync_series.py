@@ -96,6 +96,8 @@ class Storage:
                         break
 
     def close(self) -> None:
+        # Ends the thread, which else may go on with the next socket of the same number.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
@@ -319,12 +321,12 @@ def test_a_storage_that_says_nothing_is_given_up_in_time(tls: bool) -> None:
         return plainly(sock, number)
 
     storage.say = say
-    bodies = Client(storage.url, limit_s=0.5).bodies()
+    bodies = Client(storage.url, limit_s=2.0).bodies()
     assert next(bodies) == body_of(0)
     began_s = time.monotonic()
     with pytest.raises(StorageUnavailable, match="no answer in time"):
         next(bodies)
-    assert 0.3 < time.monotonic() - began_s < 10
+    assert 1 < time.monotonic() - began_s < 10
     over.set()
     storage.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -42,9 +43,10 @@ class Diary:
     def write(self, what: str, step: int = -1, why: str = "") -> None:
         line = {"what": what, "attempt": int(os.environ.get("KELPIE_ATTEMPT", "0")), "pid": os.getpid(),
                 "step": step, "why": why}  # fmt: skip
-        # In one write, so that the end of a program that is killed does not lie within another one's line.
+        # In one write, and on a line of its own, so that the end of a program that is killed does not lie within
+        # another one's line. SIGKILL may cut a write at the end of a page.
         with self._path.open("ab", buffering=0) as file:
-            file.write(json.dumps(line).encode() + b"\n")
+            file.write(b"\n" + json.dumps(line).encode() + b"\n")
 
     def refuse(self, error: Refused) -> NoReturn:
         """Say why, and end."""
@@ -53,9 +55,14 @@ class Diary:
         sys.exit(REFUSED)
 
     def read(self) -> list[Line]:
+        """Its lines, but for one that was cut: a refusal that is lost so comes again with the next attempt."""
         if not self._path.exists():
             return []
-        return [Line(**json.loads(line)) for line in self._path.read_bytes().splitlines()]
+        found = []
+        for text in self._path.read_bytes().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(Line(**json.loads(text)))
+        return found
 
 
 def report(**fields: object) -> None:

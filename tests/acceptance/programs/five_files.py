@@ -182,6 +182,8 @@ def run(options: argparse.Namespace, diary: Diary) -> State:
     dice = random.Random()
     while state.step < options.steps:
         time.sleep(dice.uniform(*options.rest))
+        while options.leave and not (options.leave / str(state.step + 1)).exists() and not told.to_stop:
+            time.sleep(0.02)
         if told.to_stop:
             sys.exit(RUN_ME_AGAIN)
         state.advance()
@@ -205,6 +207,7 @@ def main() -> None:
     parser.add_argument("--sigterm", choices=["finish", "exit", "die"], default="finish")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two files")
     parser.add_argument("--rest", type=float, nargs=2, default=(0.0, 0.0), help="seconds between two bursts")
+    parser.add_argument("--leave", type=Path, help="where a file named after a step allows its burst")
     options = parser.parse_args()
     diary = Diary(options.diary)
     state = run(options, diary)

@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--diary", type=Path, required=True)
+    parser.add_argument("--go", type=Path, required=True, help="there are more steps until this file is there")
     options = parser.parse_args()
     diary = Diary(options.diary)
     options.checkpoint.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def main() -> None:
         diary.refuse(error)
     diary.write("start", step)
     with (options.checkpoint / LOG).open("a") as log:
-        while step < options.steps:
+        while step < options.steps or not options.go.exists():
             count = work(log, count, count + LINES)
             step += 1
             save(options.checkpoint, step, count, 0.05)

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--diary", type=Path, required=True)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--go", type=Path, required=True, help="there are more steps until this file is there")
     options = parser.parse_args()
     diary = Diary(options.diary)
     options.checkpoint.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def main() -> None:
         fresh[-1] = digest(fresh)
         np.save(path, fresh)
     words: Words = np.lib.format.open_memmap(path, mode="r+")
-    while step < options.steps:
+    while step < options.steps or not options.go.exists():
         step += 1
         advance(words, step, options.pause)
         words.flush()  # type: ignore[attr-defined]  # of the memmap that it is

@@ -2,8 +2,8 @@
 
 ``atomic`` renames its file into place and goes on from it; ``ignores`` saves like that and begins again; ``in_place``
 writes into its file and goes on from it; ``early`` reports a commit before it has closed its file; ``never`` saves
-nothing; ``elsewhere`` saves where nobody looks; ``fails`` cannot go on from what it saved. With ``older``, the
-directories are those of the older bucket fields, and there must be an input.
+nothing; ``elsewhere`` saves where nobody looks, the first time at once; ``fails`` cannot go on from what it saved. With
+``older``, the directories are those of the older bucket fields, and there must be an input.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Saver:
         while done < self.ticks:
             time.sleep(TICK_S)
             done += 1
-            if done % SAVE_EVERY == 0 or self.told:
+            at_once = self.how == "elsewhere" and done == 1
+            if done % SAVE_EVERY == 0 or self.told or at_once:
                 self._save(done)
             if self.told:
                 sys.exit(75)

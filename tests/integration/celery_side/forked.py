@@ -82,8 +82,9 @@ class Forked:
         self.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
+        process = self._process  # whoever keeps it alive may start another one meanwhile
+        process.kill()
+        process.join()
 
     def tail(self, lines: int = 30) -> list[str]:
         ending = describe_exit(self._process.exitcode if self._process else None)

@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import Celery
 from redis import Redis
+from redis.exceptions import RedisError
 
 from kelpie_celery.app import KelpieApp
 from kelpie_celery.errors import LedgerUnavailable
@@ -27,7 +28,11 @@ GROUP = "g1"
 
 
 def definition(name: str, seconds: float = 0.05, *more: object, mode: str = "play", **fields: Any) -> dict[str, Any]:
-    """A job that plays for some seconds; ``mode`` is ``play``, ``fail`` (always, or so many times) or ``upload``."""
+    """A job that plays for some seconds.
+
+    ``mode`` is ``play``, ``fail`` (always, or so many times), ``hold`` (until let go of) or ``upload`` (likewise, after
+    the command).
+    """
     base: dict[str, Any] = {"command": mode, "arguments": [str(a) for a in (seconds, *more)], "sync": {}}
     return {**base, "container_group_id": GROUP, "heartbeat_interval": 1, "tags": {"name": name}, **fields}
 
@@ -48,6 +53,15 @@ class Notes:
     def count(self, name: str) -> int:
         return int(self.redis.llen(f"test:{name}"))
 
+    def let_go(self, name: str) -> None:
+        """Have the jobs of this name that hold, or upload, come to their end."""
+        self.redis.set(f"test:let-go:{name}", 1)
+
+    def is_let_go(self, name: str) -> bool:
+        with contextlib.suppress(RedisError):
+            return bool(self.redis.exists(f"test:let-go:{name}"))
+        return False
+
 
 class Player:
     """An ``AttemptRunner``: heartbeats, and stops when it is asked to, as the real one does."""
@@ -63,9 +77,9 @@ class Player:
 
     def run(self, granted: Granted, job: RunningJob) -> Ending:
         told = json.loads(granted.definition)
-        mode, arguments = told["command"], told["arguments"]
+        mode, arguments, name = told["command"], told["arguments"], told["tags"]["name"]
         self._notes.add(f"runs:{granted.token.job_id}", attempt=granted.token.attempt)
-        stopped = self._play(granted, job, float(arguments[0]))
+        stopped = self._play(granted, job, float(arguments[0]), name if mode == "hold" else "")
         if stopped is Stop.CANCEL:
             return Ending(Outcome.CANCELED, Reason.CANCELED)
         if stopped is Stop.SHUTDOWN:
@@ -75,15 +89,16 @@ class Player:
         if mode == "upload":
             job.free_slot()
             self._notes.add(f"uploads:{granted.token.job_id}")
-            self._play(granted, job, float(arguments[1]))
+            self._play(granted, job, float(arguments[1]), name)
         result = {
-            "name": told["tags"]["name"],
+            "name": name,
             "attempt": granted.token.attempt,
             "parents": json.loads(granted.parents),
         }
         return Ending(Outcome.COMPLETED, Reason.DONE, result=result)
 
-    def _play(self, granted: Granted, job: RunningJob, seconds: float) -> Stop | None:
+    def _play(self, granted: Granted, job: RunningJob, seconds: float, held: str = "") -> Stop | None:
+        """Play for some seconds, or until the jobs ``held`` are let go of."""
         asked = threading.Event()
         job.listen(lambda _: asked.set())
         end = time.monotonic() + seconds
@@ -93,7 +108,7 @@ class Player:
                 if self._app.ledger.renew(granted.token, Phase.EXECUTING).cancel:
                     job.ask_to_stop(Stop.CANCEL)
             left = end - time.monotonic()
-            if left <= 0:
+            if left <= 0 or (held and self._notes.is_let_go(held)):
                 break
             asked.wait(min(left, HEARTBEAT_S))
         return job.stop

@@ -15,6 +15,8 @@ from tests.integration.celery_side.played import definition
 # these tests (3 tries within a second), as half a minute is in production.
 AWAY_S = 4.0
 WORKERS = 3
+# Leases that outlast a busy machine: no worker is killed here, so none has to end.
+PATIENT: dict[str, Any] = {"heartbeat_interval": 10}
 
 
 def away(fleet: Fleet, seconds: float) -> None:
@@ -34,7 +36,7 @@ def expect_every_slot_free(fleet: Fleet) -> None:
 
 
 def test_jobs_play_on_while_redis_is_killed_and_started_again(fleet: Fleet) -> None:
-    results = [fleet.run_job.delay(definition(f"on{i}", 3.0)) for i in range(WORKERS)]
+    results = [fleet.run_job.delay(definition(f"on{i}", 3.0, **PATIENT)) for i in range(WORKERS)]
     for result in results:
         fleet.wait_started(result.id)
     fleet.server.kill()
@@ -60,11 +62,12 @@ def test_an_outage_in_the_middle_of_the_bookkeeping_delays_it_and_leaks_no_slot(
 ) -> None:
     # What follows is a job: an ordinary task that was received as Redis died has no ledger to bring it back.
     job, name = fleet.run_job, f"out-{point}-{away_s:g}"
-    following = job.s(definition(f"{name}-next"))
+    following = job.s(definition(f"{name}-next", **PATIENT))
     if point == "post_store":
-        canvas: Any = chord([job.s(definition(f"{name}-part")), job.s(definition(name, 0.5))], following)
+        parts = [job.s(definition(f"{name}-part", **PATIENT)), job.s(definition(name, 0.5, **PATIENT))]
+        canvas: Any = chord(parts, following)
     else:
-        canvas = chain(job.s(definition(name)), following)
+        canvas = chain(job.s(definition(name, **PATIENT)), following)
     fleet.arm(point, name, target=fleet.server.pid)
     result: Any = canvas.on_error(fleet.plain(tag=f"{name}-error")).apply_async()
     fleet.wait("Redis is dead", lambda: not fleet.server.running)
