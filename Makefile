@@ -16,7 +16,7 @@
 PYTHON ?=
 PYTEST_ARGS ?=
 ONLY ?=
-WORKERS ?= 3
+WORKERS ?= 4
 
 VENV := .venv
 BIN := $(VENV)/bin
