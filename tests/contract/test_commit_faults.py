@@ -12,6 +12,7 @@ import pytest
 from kelpie_celery.errors import StorageSetupError, StorageUnavailable
 from kelpie_worker.sync.fence import Fence
 from kelpie_worker.sync.object_store import Body, StoredObject
+from kelpie_worker.sync.segments import Spool
 from tests.contract.desk import Desk, parts, said, until
 from tests.contract.fakes_s3 import HandFence, MemoryStore
 from tests.contract.shelf import Shelf
@@ -153,6 +154,30 @@ async def test_a_worker_that_stood_still_itself_does_not_blame_the_storage(
 
         memory.put = then_stand_still  # type: ignore[method-assign]  # for this test
         assert (await sync.commit("exit")).files == 4
+
+
+async def test_a_storage_that_is_away_is_given_up_however_late_the_loop_is_and_however_many_wait(
+    memory: MemoryStore, tmp_path: Path
+) -> None:
+    memory.down = True
+    spool = Spool(memory, HandFence(), tmp_path, lambda _: None)
+    spool.patience_s = 0.3
+    segment = await spool.new("bucket", "folder/")
+    segment.append(b"1")
+    spool.send(segment)
+
+    async def hold_up() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+
+    others = [asyncio.create_task(wait) for wait in (hold_up(), spool.idle(), spool.idle(), spool.idle())]
+    with pytest.raises(StorageUnavailable):
+        await asyncio.wait_for(spool.stored([segment]), 20)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await spool.close()
 
 
 # -- a ledger that is away -------------------------------------------------------------------------------------------

@@ -141,25 +141,32 @@ async def test_a_start_that_is_given_up_leaves_no_process_behind(tmp_path: Path)
             assert not alive(int(written.read_text()))
 
 
+@pytest.mark.parametrize("ends", [False, True])
 async def test_a_start_that_gets_no_answer_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     marked = base_env() | {"KELPIE_JOB_ID": str(tmp_path), "KELPIE_ATTEMPT": "1"}
     stuck = tmp_path / "stuck.py"
     stuck.write_text(
         "import os, subprocess, time\n"
         f"env = {marked!r}\n"
-        "left = subprocess.Popen(['/bin/sleep', '600'], env=env, start_new_session=True)\n"
+        "null = subprocess.DEVNULL\n"
+        "left = subprocess.Popen(['/bin/sleep', '600'], env=env, start_new_session=True, stdin=null, stdout=null,"
+        " stderr=null)\n"
         f"open({str(tmp_path / 'written')!r}, 'w').write(str(left.pid))\n"
         f"os.rename({str(tmp_path / 'written')!r}, {str(tmp_path / 'pid')!r})\n"
-        "time.sleep(600)\n"
+        f"time.sleep({0 if ends else 600})\n"
     )
     monkeypatch.setattr("kelpie_worker.command.process._SUPERVISOR", stuck)
     start = asyncio.create_task(Command.start(spec("true", env=marked), Heard()))
     await until("it has started something", (tmp_path / "pid").exists)
-    start.cancel()
-    await asyncio.wait({start})
-    assert start.cancelled()
+    if ends:
+        with pytest.raises(ChildProcessError):
+            await start
+    else:
+        start.cancel()
+        await asyncio.wait({start})
+        assert start.cancelled()
     left = int((tmp_path / "pid").read_text())
     await until("what it started is gone", lambda: not alive(left))
 

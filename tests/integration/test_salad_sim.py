@@ -18,6 +18,8 @@ import pytest
 import requests
 
 from kelpie_celery.client import Kelpie
+from kelpie_celery.local.errors import LocalStackError
+from kelpie_celery.local.salad import containers
 from kelpie_celery.local.salad.behaviour import Behaviour, Timings, fixed
 from kelpie_celery.local.salad.containers import members
 from kelpie_celery.local.salad.sim import SaladSim
@@ -55,6 +57,8 @@ PARENT = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
+from kelpie_celery.local.errors import LocalStackError
+from kelpie_celery.local.salad import containers
 from kelpie_celery.local.salad.behaviour import Behaviour
 from kelpie_celery.local.salad.sim import SaladSim
 
@@ -251,6 +255,35 @@ def test_a_stop_waits_for_what_takes_long_to_die(tmp_path: Path) -> None:
         assert len(pids) == PROCESSES
         sim.stop()
         assert are_gone(pids)
+
+
+def test_what_does_not_die_holds_up_the_others_for_a_moment_only(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process that is stuck in the kernel."""
+    stuck, other = started.up(2)
+    assert stuck.pid is not None
+    lives = containers._lives
+    monkeypatch.setattr(containers, "_lives", lambda pid: pid == stuck.pid or lives(pid))
+    for instance in (stuck, other):
+        pids = processes(instance)
+        started.sim.interrupt(instance.id)
+        eventually("it is killed", lambda pids=pids: are_gone(pids), IN_TIME_S)  # type: ignore[misc]
+    started.again(2, besides=frozenset({stuck.id, other.id}))
+
+
+def test_a_stop_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(tmp_path)
+    started.sim.start()
+    pid = started.up()[0].pid
+    with monkeypatch.context() as patched:
+        patched.setattr(containers, "_lives", lambda _: True)
+        patched.setattr(containers, "REAP_S", 0.3)
+        with pytest.raises(LocalStackError, match=f"still there: .*{pid}"):
+            started.sim.stop()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(started.sim.api_url, timeout=IN_TIME_S)
+    started.sim.stop()
 
 
 def test_nothing_is_left_when_the_simulator_itself_is_killed(tmp_path: Path) -> None:

@@ -11,11 +11,10 @@ Limits: Linux; elsewhere only the first process is known. No limits of CPU or me
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import select
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -31,6 +30,10 @@ SIGNAL_BASE: Final = 128  # how a shell, and the platform, tell of an end by a s
 CANNOT_START: Final = 127
 MARK: Final = b"SALAD_INSTANCE_ID="
 PROC: Final = Path("/proc")
+DIE_S: Final = 2.0  # how long the simulation stands still for a killed process; half a GiB takes 0.1 s
+LOOK_EVERY_S: Final = 0.005
+
+log = logging.getLogger(__name__)
 
 
 class Containers:
@@ -77,7 +80,7 @@ class Containers:
             case Freeze():
                 self._freeze(effect.instance_id)
             case Kill():
-                self._kill(effect.instance_id)
+                self._end(effect.instance_id)
             case Wipe():
                 self._wipe(self._place(effect.machine_id, effect.place))
 
@@ -88,7 +91,7 @@ class Containers:
         for instance_id, process in list(self._running.items()):
             if not process.running:
                 code = process.exit_code or 0
-                self._kill(instance_id)  # what it left behind goes with it
+                self._end(instance_id)  # what it left behind goes with it
                 found.append((instance_id, code if code >= 0 else SIGNAL_BASE - code))
         return found
 
@@ -106,13 +109,12 @@ class Containers:
         """SIGKILL to everything, and wait until nothing is left.
 
         Raises:
-            LocalStackError: Something is still there; the rest is gone.
+            LocalStackError: Something is still there after a while; the rest is gone.
         """
-        for instance_id in self._running:
+        for instance_id in list(self._running):
             self._freeze(instance_id)
-        with contextlib.ExitStack() as each:  # goes on after a failure
-            for instance_id in self._running:
-                each.callback(self._kill, instance_id)
+        if left := self._kill(*self._running, patience_s=REAP_S):
+            raise LocalStackError(f"killed {REAP_S:g} s ago and still there: {left}")
 
     def _launch(self, launch: Launch) -> None:
         place = self._place(launch.machine_id, launch.place)
@@ -151,19 +153,32 @@ class Containers:
             frozen |= found
         return frozen
 
-    def _kill(self, instance_id: str) -> None:
-        process = self._running.get(instance_id)
-        if process is None:
-            return
-        killed = self._freeze(instance_id)
-        _signal(killed, signal.SIGKILL)
-        if process.running:
-            process.kill()
-        process.wait(REAP_S)
-        # Until then it may hold files and connections, and write to a place that is erased.
-        if left := _after(REAP_S, killed):
-            raise LocalStackError(f"{process.name}: killed {REAP_S:g} s ago and still there: pid {_listed(left)}")
-        del self._running[instance_id]
+    def _end(self, instance_id: str) -> None:
+        if left := self._kill(instance_id, patience_s=DIE_S):
+            log.error("what was killed is still there", extra={"action": "salad_sim_left", "left": left})
+
+    def _kill(self, *instance_ids: str, patience_s: float) -> str:
+        """SIGKILL, and wait until it has taken effect; pids of what is still there, as text.
+
+        Until then a process may hold files and connections, and write to a place that is erased.
+        """
+        ended, killed = [], set()
+        for instance_id in instance_ids:
+            frozen = self._freeze(instance_id)
+            process = self._running.pop(instance_id, None)
+            if process is not None:
+                _signal(frozen, signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)
+                killed |= frozen
+                ended.append(process)
+        clock = SystemClock()  # the kernel's time is not that of a simulation
+        until_s = clock.boottime() + patience_s
+        while (left := set(filter(_lives, killed))) and clock.boottime() < until_s:
+            clock.sleep(LOOK_EVERY_S)
+        for process in ended:
+            with contextlib.suppress(LocalStackError):  # it is one of those that are left
+                process.wait(max(0.0, until_s - clock.boottime()))
+        return ", ".join(map(str, sorted(left)))
 
 
 def program(command: Sequence[str]) -> tuple[str, ...]:
@@ -212,7 +227,7 @@ def _parent(pid: int) -> int:
     # The name is in parentheses and may hold anything, so count from the last one.
     stat = (PROC / str(pid) / "stat").read_text(errors="replace")
     fields = stat.rpartition(")")[2].split()
-    if fields[0] == "Z":
+    if fields[0] in {"Z", "X"}:
         raise ValueError(pid)  # dead, and only waited for
     return int(fields[1])
 
@@ -223,30 +238,12 @@ def _signal(pids: set[int], signum: int) -> None:
             os.kill(pid, signum)
 
 
-def _after(timeout_s: float, pids: set[int]) -> set[int]:
-    """Those that have not ended after so long; returns as soon as all have. Elsewhere than on Linux: none."""
-    if sys.platform != "linux":
-        return set()
-    left: dict[int, int] = {}
-    with contextlib.ExitStack() as opened:
-        poll = select.poll()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                ending = os.pidfd_open(pid)
-                opened.callback(os.close, ending)
-                poll.register(ending, select.POLLIN)
-                left[ending] = pid
-        clock = SystemClock()
-        until = clock.boottime() + timeout_s
-        while left and (remaining := until - clock.boottime()) > 0:
-            for ending, _ in poll.poll(remaining * 1000):
-                poll.unregister(ending)
-                del left[ending]
-    return set(left.values())
-
-
-def _listed(pids: set[int]) -> str:
-    return ", ".join(map(str, sorted(pids)))
+def _lives(pid: int) -> bool:
+    try:
+        _parent(pid)
+    except (OSError, ValueError, IndexError):
+        return False
+    return True
 
 
 def _places(own: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,9 @@ has no answer and is not recorded. A request's body that is no JSON is recorded 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +70,17 @@ class Recording:
             "response": masked(response),
             "at": at,
         }
-        self._file.write(json.dumps(record).encode() + b"\n")
+        self._append(self._file, json.dumps(record).encode() + b"\n")
+
+    @staticmethod
+    def _append(file: FileIO, line: bytes) -> None:
+        end, left = file.seek(0, os.SEEK_END), memoryview(line)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:  # a full disk may take a part
+            file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Close the file; harmless when done twice."""

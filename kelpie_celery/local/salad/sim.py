@@ -9,7 +9,6 @@ Limits: one organization with one project. What the real platform does and nobod
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -137,12 +136,13 @@ class SaladSim:
         self._wake.set()
         if self._driver is not None:
             self._driver.join()
-        with contextlib.ExitStack() as rest:  # from the last to the first; goes on after a failure
-            rest.callback(self.check)
-            rest.callback(self._recording.close)
+        try:
+            self._containers.kill_all()
+        finally:
             if self._server is not None:
-                rest.callback(self._server.stop)
-            rest.callback(self._containers.kill_all)
+                self._server.stop()
+            self._recording.close()
+        self.check()
 
     def __enter__(self) -> Self:
         self.start()

@@ -134,7 +134,8 @@ class Command:
             if not self._ended.done():
                 self._process.kill()
                 self._ended.cancel()
-                self._count_left(await end_orphans(self.pid, self._spec.env))
+            if not self._gone:
+                await self._end_orphans()
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -199,12 +200,22 @@ class Command:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _clean_up_after_supervisor(self) -> None:
-        left = await end_orphans(self.pid, self._spec.env)
+        await self._end_orphans()
         log.error(
             "the supervisor of a command was killed; the command and what it started were killed too",
             extra={"action": "supervisor_lost", **self._fields},
         )
-        self._count_left(left)
+
+    async def _end_orphans(self) -> None:
+        try:
+            left = await end_orphans(self.pid, self._spec.env)
+        except OSError as error:
+            log.error(  # noqa: TRY400 - the traceback says nothing
+                "what a command may have left running cannot be looked for",
+                extra={"action": "processes_left", "error": str(error), **self._fields},
+            )
+        else:
+            self._count_left(left)
 
     @property
     def _fields(self) -> dict[str, object]:

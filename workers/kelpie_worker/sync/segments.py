@@ -162,7 +162,7 @@ class Spool:
         self._away: StorageUnavailable | None = None
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._stood_still_s = 0.0
+        self._stood_still_s = self._counted_s = 0.0
         self._alive_s = self._now_s()
         self.patience_s = 60.0
         """How long a storage that neither stores a segment nor takes a byte it had not been sent is waited for, s."""
@@ -297,7 +297,11 @@ class Spool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_EVERY_S):
                 await self._news.wait()
-        self._stood_still_s += max(0.0, self._loop.time() - began_s - _LOOK_EVERY_S)
+        # Each moment once, however many wait; and nothing was alive later than now, which is a little earlier now.
+        now_s = self._loop.time()
+        self._stood_still_s += max(0.0, now_s - max(began_s + _LOOK_EVERY_S, self._counted_s))
+        self._counted_s = now_s
+        self._alive_s = min(self._alive_s, self._now_s())
 
     def _now_s(self) -> float:
         # Without the time in which this process stood still, where it was met: nothing could get through then.
