@@ -22,7 +22,7 @@ from tests.harness.storm import PATIENT, strike_after_each_commit
 
 pytestmark = [pytest.mark.gromacs, pytest.mark.timeout(580)]
 
-STEPS, EVERY = 200_000, 100  # about a minute of one core: more than ten attempts that end soon
+STEPS, EVERY = 300_000, 100  # a minute or two of one core: more than ten attempts that end soon
 KINDS = ["worker", "command", "sigterm", "command", "worker", "command", "sigterm", "command", "worker", "command"]
 TOPOLOGY = """
 #include "oplsaa.ff/forcefield.itp"
