@@ -232,3 +232,9 @@ def parts(sync: SyncSession) -> Checkpoints:
     """What a session is put together of, for what nobody but a test reaches into."""
     assert sync._checkpoints is not None
     return sync._checkpoints
+
+
+def is_proven(sync: SyncSession) -> bool:
+    """Whether what the disk holds was seen to be quiet."""
+    watch = parts(sync)._watch
+    return watch._times.is_proven and watch._proven == watch._look()

@@ -13,7 +13,7 @@ import pytest
 
 from kelpie_celery.errors import LeaseLost
 from kelpie_worker.sync import LocalFileError, SyncSession, capturing, watching
-from tests.contract.desk import MIB, Desk, cancelled, job, parts, said, until
+from tests.contract.desk import MIB, Desk, cancelled, is_proven, job, parts, said, until
 
 
 def myself() -> Sequence[int]:
@@ -30,12 +30,6 @@ async def heard_and_quiet(desk: Desk, sync: SyncSession) -> None:
         return watch._dirty and times.last_look_s - times.last_event_s >= 0.2 and not watch.busy.locked()
 
     await until(is_quiet)
-
-
-async def heard_and_proven(sync: SyncSession) -> None:
-    """Wait until a change was heard of, and what it made was seen to be quiet."""
-    watch = parts(sync)._watch
-    await until(lambda: watch._dirty and watch._times.is_proven and not watch.busy.locked())
 
 
 # -- quiet moments ---------------------------------------------------------------------------------------------------
@@ -303,7 +297,7 @@ async def test_a_crash_keeps_what_had_been_quiet_for_long_enough(desk: Desk, siz
             desk.write("a", b"1" * size)
             await desk.next_report()
             desk.write("a", b"2" * size)  # too soon for the next commit
-            await heard_and_proven(sync)
+            await until(lambda: is_proven(sync) and not parts(sync)._watch.busy.locked())
         assert (await sync.commit("exit", in_order=False)).id
     assert await desk.committed() == {"a": b"2" * size}
 

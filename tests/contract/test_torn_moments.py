@@ -18,7 +18,7 @@ from kelpie_celery.settings import load_settings
 from kelpie_worker.sync import Dirs, SyncSession
 from kelpie_worker.sync.object_store import ObjectStore
 from kelpie_worker.sync.watching import Watch
-from tests.contract.desk import parts
+from tests.contract.desk import is_proven
 from tests.contract.fake_journal import MemoryLedger
 from tests.contract.fakes_s3 import HandFence, MemoryStore
 
@@ -202,8 +202,7 @@ async def test_what_was_quiet_before_the_command_was_killed_is_committed(tmp_pat
         await after_commits(sync, 1)
         desk.store.down = True
         desk.write(a="2", b="2")
-        watch = parts(sync)._watch
-        await until(lambda: watch._dirty and watch._times.is_proven)
+        await until(lambda: is_proven(sync))
         desk.store.down = False
         desk.ended = True
         await sync.stopping()
