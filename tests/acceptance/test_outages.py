@@ -170,7 +170,7 @@ def test_a_job_is_handed_over_within_a_second_of_sigterm(
 
 
 @pytest.mark.timeout(120)
-def test_a_job_goes_on_soon_after_its_lease_when_its_worker_is_killed(
+def test_a_job_goes_on_within_its_lease_and_two_seconds_of_sigkill(
     make_stack: StackFactory, record_property: Callable[[str, object], None]
 ) -> None:
     stack = make_stack(workers=2)
@@ -182,5 +182,4 @@ def test_a_job_goes_on_soon_after_its_lease_when_its_worker_is_killed(
     took_s = time.monotonic() - started
     record_property("recovery_s", took_s)
     print("recovery after SIGKILL, seconds:", round(took_s, 2), "with a lease of 3 s")
-    # Usually 3 to 4 s: the lease, a look of the maintenance, the pause before the retry.
-    assert took_s < 15
+    assert took_s < 3 + 2

@@ -114,7 +114,7 @@ class Containers:
         for instance_id in list(self._running):
             self._freeze(instance_id)
         if left := self._kill(*self._running, patience_s=REAP_S):
-            raise LocalStackError(f"killed {REAP_S:g} s ago and still there: {left}")
+            raise LocalStackError(f"processes that were killed {REAP_S:g} s ago are still there: {left}")
 
     def _launch(self, launch: Launch) -> None:
         place = self._place(launch.machine_id, launch.place)

@@ -74,12 +74,13 @@ class Recording:
 
     @staticmethod
     def _append(file: FileIO, line: bytes) -> None:
-        end, left = file.seek(0, os.SEEK_END), memoryview(line)
+        left = memoryview(line)
         try:
             while left:
                 left = left[file.write(left) :]
-        except OSError:  # a full disk may take a part
-            file.truncate(end)
+        except OSError:
+            if taken := len(line) - len(left):  # a full disk may take a part
+                file.truncate(file.seek(0, os.SEEK_END) - taken)
             raise
 
     def close(self) -> None:

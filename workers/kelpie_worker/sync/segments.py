@@ -297,11 +297,13 @@ class Spool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_EVERY_S):
                 await self._news.wait()
-        # Each moment once, however many wait; and nothing was alive later than now, which is a little earlier now.
+        # Each moment once, however many wait.
         now_s = self._loop.time()
         self._stood_still_s += max(0.0, now_s - max(began_s + _LOOK_EVERY_S, self._counted_s))
         self._counted_s = now_s
-        self._alive_s = min(self._alive_s, self._now_s())
+        # A sign of life from a thread, while the loop stood still, was stamped by the clock before it was set back.
+        if self._alive_s > (corrected_s := self._now_s()):
+            self._alive_s = corrected_s
 
     def _now_s(self) -> float:
         # Without the time in which this process stood still, where it was met: nothing could get through then.
